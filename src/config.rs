@@ -1,0 +1,163 @@
+//! Every limit the daemon has, with unit, default and range. Out of range is an error, never a clamp.
+//!
+//! Pure data and validation; reading files and the environment is here too, because nobody else
+//! may decide what a key means. Used before anything else runs; a mistake ends the process with
+//! code 2 and a sentence that names the key.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The effective configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where everything durable lives.
+    pub data_dir: PathBuf,
+    /// The HTTP edge.
+    pub http: Http,
+    /// The event log.
+    pub wal: Wal,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The orderly stop.
+    pub shutdown: Shutdown,
+    /// The sinks in order; never empty.
+    pub sinks: Vec<SinkConfig>,
+    /// Logs.
+    pub telemetry: Telemetry,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Most bytes of a request body, decoded.
+    pub max_body_bytes: u64,
+    /// Most bytes of one event's JSON text.
+    pub max_event_bytes: u64,
+    /// Most open connections; one more is answered 429 and closed.
+    pub max_connections: u32,
+    /// A request's header must be complete within this time of its first byte (or of the connection).
+    pub header_timeout: Duration,
+    /// A request's body must be complete within this time of its header.
+    pub body_timeout: Duration,
+    /// A kept-alive connection without a request is closed after this time.
+    pub idle_timeout: Duration,
+    /// Most bytes of requests that wait for the disk; more are answered 429 `overloaded`.
+    pub max_waiting_bytes: u64,
+    /// Most bytes of body that all requests together may hold in memory while they arrive.
+    pub max_buffered_bytes: u64,
+    /// Answer the CloudEvents webhook handshake for this origin (`*` for any); `None` is off.
+    pub webhook_allowed_origin: Option<String>,
+    /// Listening beyond loopback without tokens must be asked for.
+    pub allow_anonymous: bool,
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(std::net::SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// `[wal]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wal {
+    /// Most bytes the event log takes on disk, spares included.
+    pub budget_bytes: u64,
+    /// Bytes of one segment; a multiple of 4096.
+    pub segment_bytes: u64,
+    /// Events the dedupe window remembers; 0 turns it off.
+    pub dedupe_window: u64,
+    /// Spare segments kept ready.
+    pub spares: u32,
+    /// Room left to others on the disk: below it no new segment is prepared.
+    pub min_free_disk_bytes: u64,
+    /// After this long without an append, a marker records what is durable.
+    pub idle_marker: Duration,
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    /// Bytes of one ledger segment; a multiple of 4096.
+    pub segment_bytes: u64,
+    /// A checkpoint is written at most this often.
+    pub checkpoint_interval: Duration,
+}
+
+/// `[shutdown]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long batches under way may take to finish.
+    pub drain_timeout: Duration,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telemetry {
+    /// A level or a filter in the syntax of `RUST_LOG`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[[sink]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkConfig {
+    /// Its name; checkpoints are kept under it.
+    pub name: String,
+    /// What it is.
+    pub kind: SinkKind,
+    /// Starts paused at every start.
+    pub paused: bool,
+    /// Most events a batch.
+    pub batch: u32,
+    /// Most bytes of event text a batch.
+    pub batch_bytes: u64,
+    /// After a batch that emptied the queue, how long to gather before the next one.
+    pub linger: Duration,
+    /// A delivery that takes longer counts as failed.
+    pub timeout: Duration,
+    /// First wait after the target was unavailable.
+    pub backoff_initial: Duration,
+    /// Longest wait after the target was unavailable.
+    pub backoff_max: Duration,
+}
+
+/// What a sink is, with what only that kind has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SinkKind {
+    /// The JSON archive.
+    JsonFile {
+        /// Its directory, relative to `data_dir` when it is not absolute.
+        path: PathBuf,
+        /// A file that reaches this size is finished.
+        rotate_size_bytes: u64,
+        /// A file this old is finished; also at every change of the UTC date.
+        rotate_every: Duration,
+    },
+    /// One line an event on standard output.
+    Stdout,
+}
+
+impl SinkKind {
+    /// The `type` it is configured by.
+    pub fn name(&self) -> &'static str {
+        match self {
+            SinkKind::JsonFile { .. } => "json_file",
+            SinkKind::Stdout => "stdout",
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The codec of one frame: pure, no I/O.
+//!
+//! Layout and reasons are in the parent module's specification. Encoding appends to a caller's
+//! buffer; decoding borrows from a caller's bytes and trusts nothing in them.
+
+use std::ops::Range;
+
+/// Frames begin on multiples of this many bytes, so that a search after damage has few candidates.
+pub const ALIGN: usize = 8;
+/// Bytes of a frame header.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of one table entry.
+pub const ENTRY_BYTES: usize = 24;
+/// First bytes of every frame.
+const MAGIC: [u8; 4] = *b"EVFR";
+
+/// What a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Records of one append.
+    Records,
+    /// No records: carries `durable` forward while the log idles.
+    Idle,
+    /// No records: the writer stopped cleanly after everything before it was synced.
+    CleanStop,
+}
+
+impl Kind {
+    fn code(self) -> u32 {
+        match self {
+            Kind::Records => 1,
+            Kind::Idle => 2,
+            Kind::CleanStop => 3,
+        }
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Kind::Records),
+            2 => Some(Kind::Idle),
+            3 => Some(Kind::CleanStop),
+            _ => None,
+        }
+    }
+}
+
+/// The fields of a frame header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is for.
+    pub kind: Kind,
+    /// The incarnation of the segment file the frame was written for.
+    pub salt: u64,
+    /// Offset of the first record; for a frame without records, the next offset.
+    pub base: u64,
+    /// Every offset below this one was synced when the frame was written.
+    pub durable: u64,
+    /// When the append was accepted, in microseconds since the Unix epoch.
+    pub accepted_at_micros: i64,
+    /// How many records follow.
+    pub records: u32,
+    /// Sum of the lengths of all records, in bytes.
+    pub payload_bytes: u32,
+}
+
+impl Header {
+    /// Bytes the whole frame takes, padding included.
+    pub fn frame_bytes(&self) -> u64 {
+        frame_bytes(self.records as u64, self.payload_bytes as u64)
+    }
+
+    /// Bytes of header and table, which one checksum covers.
+    pub fn prefix_bytes(&self) -> u64 {
+        HEADER_BYTES as u64 + ENTRY_BYTES as u64 * self.records as u64
+    }
+
+    /// The offsets of the frame's records.
+    pub fn offsets(&self) -> Range<u64> {
+        self.base..self.base.saturating_add(self.records as u64)
+    }
+}
+
+/// Bytes a frame of `records` records and `payload_bytes` bytes takes, padding included.
+pub fn frame_bytes(records: u64, payload_bytes: u64) -> u64 {
+    let bytes = HEADER_BYTES as u64 + ENTRY_BYTES as u64 * records + payload_bytes;
+    bytes.next_multiple_of(ALIGN as u64)
+}
+
+/// One record to be written: opaque bytes, an opaque tag, and the checksum of the bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Sixteen bytes the log's owner may use; kept in the frame's table, readable without payload.
+    pub tag: u128,
+    /// `crc32fast::hash(bytes)`, computed by whoever has the bytes in cache.
+    pub crc: u32,
+    /// The record itself.
+    pub bytes: &'a [u8],
+}
+
+/// One entry of a frame's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The tag the record was written with.
+    pub tag: u128,
+    /// Length of the record in bytes.
+    pub len: u32,
+    /// The record's checksum, bound to salt and offset.
+    pub crc: u32,
+}
+
+/// Binds a record's checksum to the file's incarnation and to its offset, so that a stale or
+/// misplaced record never validates. CRC-32 of nothing is 0; the mask keeps even an empty record's
+/// stored checksum away from a constant.
+fn bind(crc: u32, salt: u64, offset: u64) -> u32 {
+    let mut key = [0u8; 16];
+    key[..8].copy_from_slice(&salt.to_le_bytes());
+    key[8..].copy_from_slice(&offset.to_le_bytes());
+    crc ^ crc32fast::hash(&key)
+}
+
+/// Appends one frame to `out`.
+///
+/// `header.records` and `header.payload_bytes` must agree with `records`; `out` must be aligned to
+/// [`ALIGN`] relative to the segment.
+pub fn encode<'a>(
+    out: &mut Vec<u8>,
+    header: &Header,
+    records: impl ExactSizeIterator<Item = Record<'a>> + Clone,
+) {
+    debug_assert_eq!(records.len(), header.records as usize);
+    let start = out.len();
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[0; 4]); // checksum, below
+    out.extend_from_slice(&header.salt.to_le_bytes());
+    out.extend_from_slice(&header.base.to_le_bytes());
+    out.extend_from_slice(&header.durable.to_le_bytes());
+    out.extend_from_slice(&header.accepted_at_micros.to_le_bytes());
+    out.extend_from_slice(&header.records.to_le_bytes());
+    out.extend_from_slice(&header.payload_bytes.to_le_bytes());
+    out.extend_from_slice(&header.kind.code().to_le_bytes());
+    out.extend_from_slice(&[0; 12]); // reserved
+    for (offset, record) in (header.base..).zip(records.clone()) {
+        out.extend_from_slice(&record.tag.to_le_bytes());
+        out.extend_from_slice(&(record.bytes.len() as u32).to_le_bytes());
+        out.extend_from_slice(&bind(record.crc, header.salt, offset).to_le_bytes());
+    }
+    let crc = crc32fast::hash(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    for record in records {
+        out.extend_from_slice(record.bytes);
+    }
+    debug_assert_eq!(out.len() - start, (header.prefix_bytes() + header.payload_bytes as u64) as usize);
+    out.resize(start + header.frame_bytes() as usize, 0);
+}
+
+/// Reads the header fields at the start of `bytes` without believing them: only the magic, the kind
+/// and the reserved bytes have been looked at. `None` when no header can stand here.
+///
+/// The lengths are a claim until [`check_prefix`] says so.
+pub fn peek(bytes: &[u8]) -> Option<Header> {
+    let header = bytes.first_chunk::<HEADER_BYTES>()?;
+    if header[..4] != MAGIC || header[52..] != [0; 12] {
+        return None;
+    }
+    Some(Header {
+        salt: u64_at(header, 8),
+        base: u64_at(header, 16),
+        durable: u64_at(header, 24),
+        accepted_at_micros: u64_at(header, 32) as i64,
+        records: u32_at(header, 40),
+        payload_bytes: u32_at(header, 44),
+        kind: Kind::from_code(u32_at(header, 48))?,
+    })
+}
+
+/// Whether header and table, `bytes[..header.prefix_bytes()]`, hold together: checksum, counts, and
+/// the sum of the entries' lengths. `false` also when `bytes` is too short.
+pub fn check_prefix(header: &Header, bytes: &[u8]) -> bool {
+    let Some(prefix) = bytes.get(..header.prefix_bytes() as usize) else { return false };
+    let sum: u64 = entries(header, prefix).map(|entry| entry.len as u64).sum();
+    u32_at(prefix, 4) == crc32fast::hash(&prefix[8..])
+        && sum == header.payload_bytes as u64
+        && (header.kind == Kind::Records) == (header.records > 0)
+}
+
+/// The table's entries. `prefix` holds at least [`Header::prefix_bytes`] bytes.
+pub fn entries<'a>(header: &Header, prefix: &'a [u8]) -> impl ExactSizeIterator<Item = Entry> + 'a {
+    let end = header.prefix_bytes() as usize;
+    prefix[HEADER_BYTES..end].chunks_exact(ENTRY_BYTES).map(|entry| Entry {
+        tag: u128::from_le_bytes(*entry.first_chunk().expect("an entry has 24 bytes")),
+        len: u32_at(entry, 16),
+        crc: u32_at(entry, 20),
+    })
+}
+
+/// Whether a record's bytes are the ones its table entry was written for.
+pub fn check_record(header: &Header, offset: u64, entry: &Entry, bytes: &[u8]) -> bool {
+    entry.len as usize == bytes.len() && bind(crc32fast::hash(bytes), header.salt, offset) == entry.crc
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes[at..].first_chunk().expect("the caller checked the length"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes[at..].first_chunk().expect("the caller checked the length"))
+}

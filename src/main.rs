@@ -1,0 +1,3 @@
+//! The `eventflow` command.
+
+fn main() {}

@@ -1,0 +1,341 @@
+//! The seam: append, claim, resolve, look up, status.
+//!
+//! Everything above (HTTP, workers, daemon) knows events by offset and sinks by name, and nothing of
+//! segments, files or byte positions; `queue/embedded/` implements this with two logs. A second
+//! implementation on a clustered stream must fit beside it without a change above.
+//!
+//! Calls come from any thread. `append` never blocks on the disk; `claim` may.
+
+pub mod embedded;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::event::{Micros, NewBatch};
+use crate::sink::{Batch, Delivery};
+
+/// A durable queue of events with one cursor per sink.
+pub trait Queue: Send + Sync {
+    /// Whether a request of about `body_bytes` could be taken now; asked before its body is read.
+    fn admit(&self, body_bytes: u64) -> Result<(), Refusal>;
+
+    /// Queues the events of one request for the next group commit, all or nothing.
+    ///
+    /// Nothing is accepted until the receipt resolves. `accepted_at` is the time of acceptance.
+    fn append(&self, batch: NewBatch, accepted_at: Micros) -> Result<Receipt, Refusal>;
+
+    /// The next events for a sink: waits until there are some, then claims them as a range.
+    /// `Ok(None)` once the queue is draining. The wait is asynchronous; reading blocks the calling
+    /// thread, so workers have threads of their own.
+    fn claim<'a>(
+        &'a self,
+        sink: SinkId,
+        limit: ClaimLimit,
+    ) -> BoxFuture<'a, Result<Option<Claim>, QueueError>>;
+
+    /// Stops or starts claiming for a sink; durable when the future resolves.
+    fn set_paused<'a>(&'a self, sink: SinkId, paused: bool) -> BoxFuture<'a, Result<(), QueueError>>;
+
+    /// Tells the queue that a sink waits out an unavailability (`Some` with the reason) or works
+    /// again (`None`), for status only.
+    fn set_backing_off(&self, sink: SinkId, reason: Option<String>);
+
+    /// The event at an offset and where each sink stands with it.
+    fn event(&self, offset: u64) -> Result<Lookup, QueueError>;
+
+    /// The configured sinks in order; a [`SinkId`] is an index into this.
+    fn sinks(&self) -> &[SinkInfo];
+
+    /// One consistent look at everything that is counted.
+    fn status(&self) -> Status;
+}
+
+/// A boxed future; used where a call happens once a batch or less.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A sink, by its position in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SinkId(pub u16);
+
+/// A configured sink, as far as the queue cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkInfo {
+    /// Its configured name; checkpoints are kept under it.
+    pub name: String,
+    /// Its type, for status.
+    pub kind: &'static str,
+    /// Starts paused at every start, whatever the ledger says.
+    pub starts_paused: bool,
+}
+
+/// Bounds of one claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimLimit {
+    /// At most this many events, at least 1.
+    pub events: usize,
+    /// At most this many bytes of event text, but always at least one event.
+    pub bytes: usize,
+}
+
+/// Resolves when the events of one append are durable, or will never be.
+#[derive(Debug)]
+#[must_use = "events are accepted only once the receipt says so"]
+pub struct Receipt(oneshot::Receiver<Result<Appended, Refusal>>);
+
+impl Receipt {
+    /// A receipt and the end that answers it.
+    pub fn channel() -> (oneshot::Sender<Result<Appended, Refusal>>, Receipt) {
+        let (answer, receipt) = oneshot::channel();
+        (answer, Receipt(receipt))
+    }
+
+    /// The answer if there is one already; for tests that drive the committer by hand.
+    pub fn try_now(&mut self) -> Option<Result<Appended, Refusal>> {
+        match self.0.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(Refusal::StorageFailed)),
+        }
+    }
+}
+
+impl Future for Receipt {
+    type Output = Result<Appended, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A committer that is gone without an answer has failed; nothing was promised.
+        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or(Err(Refusal::StorageFailed)))
+    }
+}
+
+/// What became of one append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Appended {
+    /// Newly appended events.
+    pub accepted: u64,
+    /// Events that had been accepted before.
+    pub duplicates: u64,
+    /// Offset of the first newly appended event; meaningful only when `accepted` is not 0.
+    pub first_offset: u64,
+}
+
+/// Why an append was not taken. Nothing of it was stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The log's budget is used up by events that a sink has not finished.
+    #[error("the write-ahead log's budget is used up; waiting for sinks to catch up")]
+    WalFull,
+    /// Too many requests wait for the disk already.
+    #[error("too many requests are waiting to be written")]
+    Overloaded,
+    /// The disk has no room for another segment.
+    #[error("the disk is full")]
+    StorageFull,
+    /// A write or sync failed; the daemon is about to exit.
+    #[error("writing to the log failed; the daemon is stopping")]
+    StorageFailed,
+    /// The daemon is draining.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// The events of this request do not fit into one segment.
+    #[error("the request's events take {bytes} bytes in the log; at most {limit_bytes} fit")]
+    TooLarge {
+        /// What they would take.
+        bytes: u64,
+        /// The most a request may take.
+        limit_bytes: u64,
+    },
+}
+
+/// Events handed to one worker. Goes back by itself when dropped unresolved.
+#[must_use = "a claim that is dropped goes back to the queue"]
+pub struct Claim {
+    /// What to deliver.
+    pub batch: Batch,
+    /// The claimed offsets, void ones included.
+    pub range: std::ops::Range<u64>,
+    sink: SinkId,
+    owner: Option<Arc<dyn ClaimOwner>>,
+}
+
+/// The side of a queue that claims come back to.
+pub trait ClaimOwner: Send + Sync {
+    /// Takes note of what became of a claimed range. Returns at once; the checkpoint follows.
+    fn resolve(&self, sink: SinkId, range: std::ops::Range<u64>, delivery: Delivery);
+    /// Takes a claimed range back unresolved.
+    fn give_back(&self, sink: SinkId, range: std::ops::Range<u64>);
+}
+
+impl Claim {
+    /// A claim of `range` that goes back to `owner`.
+    pub fn new(owner: Arc<dyn ClaimOwner>, sink: SinkId, range: std::ops::Range<u64>, batch: Batch) -> Self {
+        Self { batch, range, sink, owner: Some(owner) }
+    }
+
+    /// Hands in the sink's answer.
+    pub fn resolve(mut self, delivery: Delivery) {
+        if let Some(owner) = self.owner.take() {
+            owner.resolve(self.sink, self.range.clone(), delivery);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            owner.give_back(self.sink, self.range.clone());
+        }
+    }
+}
+
+/// An event by offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// It is still held; with the state at each sink, in configured order.
+    Found {
+        /// When it was accepted.
+        accepted_at: Micros,
+        /// Its JSON text.
+        json: Vec<u8>,
+        /// Its state at each sink.
+        sinks: Vec<(String, EventState)>,
+    },
+    /// Every sink is done with it and the log let it go.
+    Released,
+    /// No event has this offset: it is void.
+    Void,
+    /// No event has got this offset yet.
+    NotYet,
+}
+
+/// Where a sink stands with one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventState {
+    /// Not claimed yet.
+    Pending,
+    /// A worker has it.
+    InFlight,
+    /// In the failure table, to be tried again.
+    Retrying,
+    /// In the failure table, given up.
+    Dead,
+    /// Delivered.
+    Delivered,
+    /// Dropped by policy.
+    Dropped,
+}
+
+impl EventState {
+    /// The name used in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventState::Pending => "pending",
+            EventState::InFlight => "in_flight",
+            EventState::Retrying => "retrying",
+            EventState::Dead => "dead",
+            EventState::Delivered => "delivered",
+            EventState::Dropped => "dropped",
+        }
+    }
+}
+
+/// One look at the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Status {
+    /// The oldest offset the log still holds.
+    pub first_offset: u64,
+    /// The offset the next event will get; everything below it is durable.
+    pub next_offset: u64,
+    /// Bytes the log takes on disk.
+    pub wal_bytes: u64,
+    /// Bytes it may take.
+    pub wal_budget_bytes: u64,
+    /// Segments in use.
+    pub segments: u64,
+    /// Damaged ranges found since the data directory was made.
+    pub damaged_ranges: u64,
+    /// Why an append would be refused now, if it would.
+    pub refusing: Option<Refusal>,
+    /// Each sink, in configured order.
+    pub sinks: Vec<SinkStatus>,
+}
+
+/// One sink's numbers. At every instant: accepted = delivered + dropped + dead + retrying + pending.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SinkStatus {
+    /// Its configured name.
+    pub name: String,
+    /// Its type.
+    pub kind: &'static str,
+    /// Whether it takes events.
+    pub state: SinkState,
+    /// The sink is done with every offset below this one.
+    pub acked_offset: u64,
+    /// Events neither finished nor parked, those in flight included.
+    pub pending: u64,
+    /// Events a worker holds now.
+    pub in_flight: u64,
+    /// Events in the failure table that will be tried again.
+    pub retrying: u64,
+    /// Events in the failure table that were given up.
+    pub dead: u64,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Events dropped by policy.
+    pub dropped: u64,
+    /// The last reason for a failure or an unavailability.
+    pub last_error: Option<String>,
+}
+
+/// Whether a sink takes events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SinkState {
+    /// It does.
+    #[default]
+    Running,
+    /// An operator paused it.
+    Paused,
+    /// Its target is unavailable; it waits and tries again.
+    BackingOff,
+}
+
+impl SinkState {
+    /// The name used in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SinkState::Running => "running",
+            SinkState::Paused => "paused",
+            SinkState::BackingOff => "backing_off",
+        }
+    }
+}
+
+/// A queue operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The storage below has failed for good; the process must end with code 4.
+    #[error("storage failed: {0}")]
+    StorageFailed(String),
+    /// A read failed; it may be tried again.
+    #[error("reading offset {offset} failed: {source}")]
+    Read {
+        /// Where.
+        offset: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// How long a refused client should wait before it tries again, at least a second.
+pub fn retry_after(refusal: &Refusal) -> Option<Duration> {
+    match refusal {
+        Refusal::WalFull | Refusal::Overloaded => Some(Duration::from_secs(1)),
+        Refusal::StorageFull | Refusal::StorageFailed | Refusal::ShuttingDown => Some(Duration::from_secs(5)),
+        Refusal::TooLarge { .. } => None,
+    }
+}

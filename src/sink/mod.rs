@@ -1,0 +1,111 @@
+//! Sinks: how a batch of events is delivered to one place.
+//!
+//! A sink knows its target and nothing about offsets' bookkeeping, retries or other sinks. Adding
+//! one is one file here and one line in the registry.
+//!
+//! Each sink instance is owned by one worker thread and called by it alone; `deliver` may block.
+//! A sink that panics loses its batch's outcome, not the daemon: the claim returns.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::event::StoredBatch;
+
+/// Delivers batches of events to one place.
+pub trait Sink: Send {
+    /// Delivers `batch`, in order where the sink needs order.
+    ///
+    /// When this returns [`Delivery`], what it calls delivered is durable at the target, as far as
+    /// the target can promise that. Dropping the future (a timeout) means nothing is known.
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliverFuture<'a>;
+
+    /// Called once after the last delivery of an orderly stop; a failure is only logged, because
+    /// everything delivered was durable already.
+    fn close(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+/// What [`Sink::deliver`] returns.
+pub type DeliverFuture<'a> = Pin<Box<dyn Future<Output = Result<Delivery, Unavailable>> + Send + 'a>>;
+
+/// Events to deliver, and the offsets between them that hold no event.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The events, ascending.
+    pub events: StoredBatch,
+    /// Offsets inside this batch's range that are void: nothing was ever accepted there, or damage
+    /// took it. Ascending, disjoint.
+    pub voids: Vec<Range<u64>>,
+}
+
+/// The answer to one batch.
+#[derive(Debug, Clone, Default)]
+pub struct Delivery {
+    /// What became of each event.
+    pub outcomes: Outcomes,
+    /// Where the sink stands now; stored in the same ledger record as the checkpoint and handed
+    /// back on open. At most [`MAX_TOKEN_BYTES`].
+    pub token: Option<Vec<u8>>,
+}
+
+/// The largest resume token a sink may hand back, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 4096;
+
+/// What became of the events of a batch.
+#[derive(Debug, Clone, Default)]
+pub enum Outcomes {
+    /// Every one was delivered.
+    #[default]
+    AllDelivered,
+    /// One outcome an event, in batch order.
+    Each(Vec<Outcome>),
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is at the target.
+    Delivered,
+    /// It failed and may succeed later.
+    Retry {
+        /// Why, for the failure table.
+        reason: String,
+    },
+    /// It will never succeed.
+    Reject {
+        /// Why, for the failure table.
+        reason: String,
+    },
+}
+
+/// The target as a whole does not work at the moment; no event is to blame and no attempt is used.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unavailable {
+    /// Why, for logs and `/v1/status`.
+    pub reason: String,
+    /// How long the target asked to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+/// A sink could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+#[error("sink `{sink}`: {reason}")]
+pub struct SinkError {
+    /// The sink's configured name.
+    pub sink: String,
+    /// What went wrong and what to do about it.
+    pub reason: String,
+}
+
+/// Where a sink stood when it was last checkpointed.
+#[derive(Debug, Clone, Default)]
+pub struct Resume {
+    /// The token of the last durable checkpoint, if there was one.
+    pub token: Option<Vec<u8>>,
+    /// The offset of the first event the sink will be given.
+    pub next_offset: u64,
+}
