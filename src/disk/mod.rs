@@ -2,7 +2,7 @@
 //!
 //! The event log, the ledger and the archive write through [`Disk`], so that one simulated
 //! implementation can stop the power at any of their operations and keep any subset of what was
-//! not synced. There are two implementations: [`RealDisk`] and [`SimulatedDisk`].
+//! not synced. There are two implementations: [`RealDisk`] and `SimulatedDisk`.
 //!
 //! The trait speaks of what POSIX promises and no more: a write is volatile until
 //! [`DiskFile::sync_data`] returns; a name is volatile until [`Disk::sync_dir`] on its directory
@@ -15,10 +15,15 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+mod real;
+
+pub use real::RealDisk;
+
 /// A file system, or something that behaves like one.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Creates `dir` and every missing ancestor, and syncs the parent of each directory it
-    /// created, so that the new names are durable when this returns.
+    /// created, so that the new names are durable when this returns; so is the name of the deepest
+    /// directory that was there already, which a killed run may have created but not synced.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
 
     /// The entries of `dir`, in no particular order. Never follows symbolic links.

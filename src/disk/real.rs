@@ -1,0 +1,243 @@
+//! The file system of the machine.
+//!
+//! Blocks the thread that calls it. It keeps no state: two [`RealDisk`]s are the same disk. Every
+//! error of the system is handed up as it came; nothing is retried but an interrupted call, and a
+//! failed sync not even then. Descriptors are close-on-exec (std opens them so); who may read the files
+//! is the umask's business.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use super::{Access, DirEntry, Disk, DiskFile, EntryKind};
+
+/// `st_blocks` counts in this unit, whatever the file system's own block size is.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// The machine's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut missing = Vec::new();
+        let mut deepest = dir;
+        loop {
+            match fs::metadata(or_here(deepest)) {
+                Ok(found) if found.is_dir() => break,
+                Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            missing.push(deepest);
+            deepest = deepest.parent().unwrap_or(Path::new(""));
+        }
+        // A run before this one may have been killed between creating `deepest` and syncing its
+        // name; everything above it was synced before `deepest` was created.
+        sync_existing_name(deepest)?;
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(dir) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result?,
+            }
+            self.sync_dir(parent(dir))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(or_here(dir))? {
+            let entry = entry?;
+            let kind = match entry.file_type() {
+                Ok(kind) if kind.is_file() => EntryKind::File,
+                Ok(kind) if kind.is_dir() => EntryKind::Dir,
+                Ok(_) => EntryKind::Other,
+                // Removed since the directory was read: as if it had never been seen.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entries.push(DirEntry { name, kind });
+        }
+        Ok(entries)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let write = access == Access::ReadWrite;
+        let file = OpenOptions::new().read(true).write(write).open(path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into()); // opening one for reading succeeds
+        }
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        Ok(Box::new(RealFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // NFS, and FUSE without the flag. A hard link would be exclusive too, but a kill
+            // between link and unlink would leave two names for one file, and one of them might
+            // be taken for a spare. The directory is locked by its daemon, so looking first is
+            // enough.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+                Err(e) => Err(e),
+            },
+            result => Ok(result?),
+        }
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(or_here(dir))?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(or_here(dir))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Makes the name of a directory durable that was there before us. Where we may not open or sync
+/// its parent (`/`, a read-only root, a parent without read permission) we did not create it.
+fn sync_existing_name(dir: &Path) -> io::Result<()> {
+    match RealDisk.sync_dir(parent(dir)) {
+        Err(e) => match e.kind() {
+            io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Unsupported => Ok(()),
+            _ => Err(e),
+        },
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The directory that holds the name `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+/// The parent of a bare name is the empty path, which the system calls do not take.
+fn or_here(dir: &Path) -> &Path {
+    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
+}
+
+/// An open file of the machine's file system.
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        self.0.read_at(buf, position)
+    }
+
+    fn write_all_at(&self, buf: &[u8], position: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, position)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks().saturating_mul(STAT_BLOCK_BYTES))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_file_reads_back_and_counts_its_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let file = RealDisk.create(&path).unwrap();
+        assert!(file.is_empty().unwrap());
+        file.write_all_at(&[7; 10_000], 5).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(file.len().unwrap(), 10_005);
+        assert!(file.allocated_bytes().unwrap() >= 10_005);
+
+        let again = RealDisk.open(&path, Access::Read).unwrap();
+        let mut bytes = [1; 20_000];
+        assert_eq!(again.read_full_at(&mut bytes, 0).unwrap(), 10_005);
+        assert_eq!(bytes[..6], [0, 0, 0, 0, 0, 7]);
+        assert!(again.write_all_at(b"x", 0).is_err(), "opened for reading only");
+        file.set_len(3).unwrap();
+        assert_eq!(again.read_full_at(&mut bytes, 0).unwrap(), 3);
+    }
+
+    #[test]
+    fn no_existing_name_is_written_over_by_create_or_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        RealDisk.create(&a).unwrap().write_all_at(b"a", 0).unwrap();
+        RealDisk.create(&b).unwrap().write_all_at(b"b", 0).unwrap();
+        let exists = io::ErrorKind::AlreadyExists;
+        assert_eq!(RealDisk.create(&a).unwrap_err().kind(), exists);
+        assert_eq!(RealDisk.rename(&a, &b).unwrap_err().kind(), exists);
+        RealDisk.replace(&a, &b).unwrap();
+        assert_eq!(fs::read(&b).unwrap(), b"a");
+        RealDisk.rename(&b, &a).unwrap();
+        RealDisk.sync_dir(dir.path()).unwrap();
+        RealDisk.remove(&a).unwrap();
+        assert_eq!(RealDisk.open(&a, Access::Read).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn directories_are_made_with_their_ancestors_and_may_exist_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x/y/z");
+        RealDisk.create_dir_all(&deep).unwrap();
+        RealDisk.create_dir_all(&deep).unwrap();
+        RealDisk.create_dir_all(Path::new("/")).unwrap();
+        RealDisk.create_dir_all(Path::new("")).unwrap();
+        assert!(RealDisk.free_bytes(&deep).unwrap() > 0);
+        let file = dir.path().join("x/file");
+        RealDisk.create(&file).unwrap();
+        assert!(RealDisk.create_dir_all(&file).is_err());
+        assert!(RealDisk.create_dir_all(&file.join("below")).is_err());
+        assert_eq!(RealDisk.open(&deep, Access::Read).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+    }
+
+    #[test]
+    fn listing_tells_files_from_directories_and_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        RealDisk.create(&dir.path().join("file")).unwrap();
+        RealDisk.create_dir_all(&dir.path().join("sub")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("file"), dir.path().join("link")).unwrap();
+        let mut found = RealDisk.list(dir.path()).unwrap();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        let entry = |name: &str, kind| DirEntry { name: name.into(), kind };
+        let expected =
+            [entry("file", EntryKind::File), entry("link", EntryKind::Other), entry("sub", EntryKind::Dir)];
+        assert_eq!(found, expected);
+    }
+}
