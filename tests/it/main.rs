@@ -1,0 +1,3 @@
+//! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
+
+mod tidy;
