@@ -21,3 +21,4 @@ pub mod event;
 pub mod log;
 pub mod queue;
 pub mod sink;
+pub mod worker;

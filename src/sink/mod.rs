@@ -6,11 +6,19 @@
 //! Each sink instance is owned by one worker thread and called by it alone; `deliver` may block.
 //! A sink that panics loses its batch's outcome, not the daemon: the claim returns.
 
+pub mod json_file;
+mod line;
+pub mod stdout;
+
 use std::future::Future;
 use std::ops::Range;
+use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::{SinkConfig, SinkKind};
+use crate::disk::Disk;
 use crate::event::StoredBatch;
 
 /// Delivers batches of events to one place.
@@ -108,4 +116,30 @@ pub struct Resume {
     pub token: Option<Vec<u8>>,
     /// The offset of the first event the sink will be given.
     pub next_offset: u64,
+}
+
+/// Opens the sink that `config` describes, where its last checkpoint left it. The registry: a new
+/// sink is one line here.
+///
+/// Blocks on the disk. An unavailable target is no error here: the sink opens, and its deliveries
+/// say so until the target is back.
+pub fn open(
+    config: &SinkConfig,
+    data_dir: &Path,
+    disk: Arc<dyn Disk>,
+    resume: Resume,
+) -> Result<Box<dyn Sink>, SinkError> {
+    match &config.kind {
+        SinkKind::JsonFile { path, rotate_size_bytes, rotate_every } => {
+            let options = json_file::Options {
+                sink: config.name.clone(),
+                root: data_dir.join(path),
+                quarantine_dir: data_dir.join("quarantine"),
+                rotate_size_bytes: *rotate_size_bytes,
+                rotate_every: *rotate_every,
+            };
+            Ok(Box::new(json_file::JsonFile::open(disk, options, resume)?))
+        }
+        SinkKind::Stdout => Ok(Box::new(stdout::Stdout::new())),
+    }
 }
