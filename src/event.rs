@@ -26,6 +26,18 @@ struct NewEvent {
     start: u32,
     len: u32,
     tag: u128,
+    crc: u32,
+}
+
+/// One event of a [`NewBatch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewRecord<'a> {
+    /// Its dedupe tag.
+    pub tag: u128,
+    /// CRC-32 of `text`, taken when it was added and still in the cache.
+    pub crc: u32,
+    /// The CloudEvent's JSON text.
+    pub text: &'a [u8],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +62,7 @@ impl NewBatch {
             start: range.start as u32,
             len: (range.end - range.start) as u32,
             tag,
+            crc: crc32fast::hash(&self.body[range]),
         });
     }
 
@@ -62,6 +75,7 @@ impl NewBatch {
             start: start as u32,
             len: (self.rendered.len() - start) as u32,
             tag,
+            crc: crc32fast::hash(&self.rendered[start..]),
         });
     }
 
@@ -80,15 +94,22 @@ impl NewBatch {
         self.events.iter().map(|e| e.len as usize).sum()
     }
 
+    /// The event at a position in the request.
+    ///
+    /// # Panics
+    /// When `index` is not below [`NewBatch::len`].
+    pub fn get(&self, index: usize) -> NewRecord<'_> {
+        let e = &self.events[index];
+        let arena = match e.arena {
+            Arena::Body => &self.body[..],
+            Arena::Rendered => &self.rendered[..],
+        };
+        NewRecord { tag: e.tag, crc: e.crc, text: &arena[e.start as usize..e.start as usize + e.len as usize] }
+    }
+
     /// Each event's dedupe tag and text, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u128, &[u8])> {
-        self.events.iter().map(|e| {
-            let arena = match e.arena {
-                Arena::Body => &self.body[..],
-                Arena::Rendered => &self.rendered[..],
-            };
-            (e.tag, &arena[e.start as usize..e.start as usize + e.len as usize])
-        })
+        (0..self.len()).map(|index| self.get(index)).map(|record| (record.tag, record.text))
     }
 }
 

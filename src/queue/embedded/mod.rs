@@ -1,1 +1,4 @@
-//! The embedded queue: an event log and a ledger, on one machine's disk.
+//! The queue on this machine's own disk: two logs, a window a sink, and a dedupe table.
+
+mod ranges;
+mod window;
