@@ -104,7 +104,11 @@ impl NewBatch {
             Arena::Body => &self.body[..],
             Arena::Rendered => &self.rendered[..],
         };
-        NewRecord { tag: e.tag, crc: e.crc, text: &arena[e.start as usize..e.start as usize + e.len as usize] }
+        NewRecord {
+            tag: e.tag,
+            crc: e.crc,
+            text: &arena[e.start as usize..e.start as usize + e.len as usize],
+        }
     }
 
     /// Each event's dedupe tag and text, in order.

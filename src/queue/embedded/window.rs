@@ -162,7 +162,12 @@ mod tests {
         Grow(u64),
         Claim(u64),
         /// Of the nth claim: finish or give back the part that starts and ends at these shares.
-        Settle { claim: usize, finish: bool, from: u8, to: u8 },
+        Settle {
+            claim: usize,
+            finish: bool,
+            from: u8,
+            to: u8,
+        },
         Reopen,
     }
 
@@ -182,8 +187,7 @@ mod tests {
         assert_eq!(window.acked(), acked);
         assert_eq!(window.in_flight.total(), count(State::InFlight));
         assert_eq!(window.acked + window.finished.total(), count(State::Done));
-        let pending =
-            model.iter().filter(|(o, s)| **s != State::Done && !voids.contains(**o)).count() as u64;
+        let pending = model.iter().filter(|(o, s)| **s != State::Done && !voids.contains(**o)).count() as u64;
         assert_eq!(window.pending(end, voids), pending);
         let flying =
             model.iter().filter(|(o, s)| **s == State::InFlight && !voids.contains(**o)).count() as u64;
