@@ -3,8 +3,19 @@
 //! Pure data and validation; reading files and the environment is here too, because nobody else
 //! may decide what a key means. Used before anything else runs; a mistake ends the process with
 //! code 2 and a sentence that names the key.
+//!
+//! `read` turns settings into a [`Config`] and is the one place where a key's name, default and
+//! range stand; `settings` gathers them from file, environment and flags; `units` spells sizes and
+//! durations; `print` writes a [`Config`] back as TOML.
 
-use std::path::PathBuf;
+mod print;
+mod read;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The effective configuration.
@@ -18,6 +29,8 @@ pub struct Config {
     pub wal: Wal,
     /// The ledger.
     pub ledger: Ledger,
+    /// The failure table.
+    pub failures: Failures,
     /// The orderly stop.
     pub shutdown: Shutdown,
     /// The sinks in order; never empty.
@@ -86,6 +99,13 @@ pub struct Ledger {
     pub segment_bytes: u64,
     /// A checkpoint is written at most this often.
     pub checkpoint_interval: Duration,
+}
+
+/// `[failures]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failures {
+    /// Most bytes the failure table takes on disk.
+    pub budget_bytes: u64,
 }
 
 /// `[shutdown]`
@@ -160,4 +180,66 @@ impl SinkKind {
             SinkKind::Stdout => "stdout",
         }
     }
+}
+
+impl Default for Config {
+    /// What holds when nothing is configured at all.
+    fn default() -> Self {
+        read::read(settings::Settings::default()).expect("the defaults are a valid configuration")
+    }
+}
+
+impl Config {
+    /// Reads `file` (if there is one), lays `env` and then `flags` over it, and checks the result.
+    ///
+    /// `env` is the whole environment; only `EVENTFLOW_DATA_DIR`, `EVENTFLOW_<SECTION>__<KEY>` and
+    /// `EVENTFLOW_SINK__<NAME>__<KEY>` count. `flags` are dotted keys with their values.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: &[(&str, String)],
+    ) -> Result<Config, ConfigError> {
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?,
+            None => String::new(),
+        };
+        let name = file.map(|path| path.display().to_string()).unwrap_or_default();
+        Config::parse(&name, &text, env, flags)
+    }
+
+    /// Like [`Config::load`], with the file's text given; `name` is what mistakes call the file.
+    pub fn parse(
+        name: &str,
+        text: &str,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: &[(&str, String)],
+    ) -> Result<Config, ConfigError> {
+        let mut settings = settings::Settings::default();
+        settings.add_file(name, text)?;
+        settings.add_env(env);
+        settings.add_flags(flags);
+        read::read(settings)
+    }
+
+    /// The configuration as TOML that [`Config::load`] reads back into the same configuration.
+    pub fn to_toml(&self) -> String {
+        print::print(self)
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// One sentence a mistake, each naming the key and where it stands.
+    #[error("{}", .0.join("\n"))]
+    Mistakes(Vec<String>),
 }

@@ -1,0 +1,93 @@
+//! A [`Config`] as TOML that reads back into the same [`Config`].
+//!
+//! Pure code. Every key is written, defaults included, so the output says all that holds.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::units::{show_duration, show_size};
+use super::{Config, Listen, LogFormat, SinkConfig, SinkKind};
+
+/// The whole configuration.
+pub(super) fn print(config: &Config) -> String {
+    let Config { data_dir, http, wal, ledger, failures, shutdown, sinks, telemetry } = config;
+    let mut out = String::new();
+    let o = &mut out;
+    text(o, "data_dir", &path(data_dir));
+    section(o, "[http]");
+    let listen = match &http.listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(socket) => format!("unix:{}", path(socket)),
+    };
+    text(o, "listen", &listen);
+    text(o, "max_body", &show_size(http.max_body_bytes));
+    text(o, "max_event", &show_size(http.max_event_bytes));
+    bare(o, "max_connections", http.max_connections);
+    text(o, "header_timeout", &show_duration(http.header_timeout));
+    text(o, "body_timeout", &show_duration(http.body_timeout));
+    text(o, "idle_timeout", &show_duration(http.idle_timeout));
+    text(o, "max_waiting", &show_size(http.max_waiting_bytes));
+    text(o, "max_buffered", &show_size(http.max_buffered_bytes));
+    if let Some(origin) = &http.webhook_allowed_origin {
+        text(o, "webhook_allowed_origin", origin);
+    }
+    bare(o, "allow_anonymous", http.allow_anonymous);
+    section(o, "[wal]");
+    text(o, "budget", &show_size(wal.budget_bytes));
+    text(o, "segment", &show_size(wal.segment_bytes));
+    bare(o, "dedupe_window", wal.dedupe_window);
+    bare(o, "spares", wal.spares);
+    text(o, "min_free_disk", &show_size(wal.min_free_disk_bytes));
+    text(o, "idle_marker", &show_duration(wal.idle_marker));
+    section(o, "[ledger]");
+    text(o, "segment", &show_size(ledger.segment_bytes));
+    text(o, "checkpoint_interval", &show_duration(ledger.checkpoint_interval));
+    section(o, "[failures]");
+    text(o, "budget", &show_size(failures.budget_bytes));
+    section(o, "[shutdown]");
+    text(o, "drain_timeout", &show_duration(shutdown.drain_timeout));
+    section(o, "[telemetry]");
+    text(o, "level", &telemetry.level);
+    text(o, "format", if telemetry.format == LogFormat::Json { "json" } else { "text" });
+    for config in sinks {
+        sink(o, config);
+    }
+    out
+}
+
+fn sink(o: &mut String, sink: &SinkConfig) {
+    section(o, "[[sink]]");
+    text(o, "name", &sink.name);
+    text(o, "type", sink.kind.name());
+    if let SinkKind::JsonFile { path: dir, rotate_size_bytes, rotate_every } = &sink.kind {
+        text(o, "path", &path(dir));
+        text(o, "rotate_size", &show_size(*rotate_size_bytes));
+        text(o, "rotate_every", &show_duration(*rotate_every));
+        text(o, "compress", "none");
+    }
+    bare(o, "paused", sink.paused);
+    bare(o, "batch", sink.batch);
+    text(o, "batch_bytes", &show_size(sink.batch_bytes));
+    text(o, "linger", &show_duration(sink.linger));
+    text(o, "timeout", &show_duration(sink.timeout));
+    text(o, "backoff_initial", &show_duration(sink.backoff_initial));
+    text(o, "backoff_max", &show_duration(sink.backoff_max));
+}
+
+/// Paths come from TOML, the environment or flags as UTF-8, so nothing is lost here.
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn section(o: &mut String, header: &str) {
+    let _ = writeln!(o, "\n{header}");
+}
+
+fn text(o: &mut String, key: &str, value: &str) {
+    bare(o, key, toml::Value::String(value.to_owned()));
+}
+
+fn bare(o: &mut String, key: &str, value: impl std::fmt::Display) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(o, "{key} = {value}");
+}

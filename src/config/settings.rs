@@ -1,0 +1,415 @@
+//! Settings as they were given: file under environment under flags, each with its place.
+//!
+//! A [`Section`] is asked for its keys one by one; what nobody asked for is unknown, so the list of
+//! known keys is the code that reads them. Mistakes are gathered, not returned, so that one run
+//! names them all. Pure code: the caller brings the texts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+use super::units::{parse_duration, parse_size, show_duration, show_size};
+
+/// Everything that was set.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    root: Section,
+    sections: BTreeMap<String, Section>,
+    sinks: Option<Vec<Section>>,
+    sink_env: Vec<(String, Setting)>,
+    mistakes: Vec<String>,
+    known: Vec<String>,
+}
+
+/// The keys of one table.
+#[derive(Debug, Default)]
+pub(super) struct Section {
+    label: String,
+    settings: BTreeMap<String, Setting>,
+    known: Vec<&'static str>,
+    mistakes: Vec<String>,
+}
+
+/// One value and where it stands.
+#[derive(Debug, Clone)]
+struct Setting {
+    raw: Raw,
+    origin: Origin,
+}
+
+#[derive(Debug, Clone)]
+enum Raw {
+    /// A TOML string.
+    Text(String),
+    /// Text from the environment or a flag: whatever the key wants.
+    Word(String),
+    Integer(i64),
+    Bool(bool),
+    /// A TOML value that no key takes, by its kind.
+    Other(&'static str),
+}
+
+#[derive(Debug, Clone)]
+enum Origin {
+    File { name: String, line: usize },
+    Env(String),
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File { name, line } => write!(f, "{name} line {line}"),
+            Origin::Env(name) => write!(f, "environment variable {name}"),
+            Origin::Flag => write!(f, "command line"),
+        }
+    }
+}
+
+impl fmt::Display for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Raw::Text(text) => write!(f, "{text:?}"),
+            Raw::Word(text) => f.write_str(text),
+            Raw::Integer(number) => write!(f, "{number}"),
+            Raw::Bool(value) => write!(f, "{value}"),
+            Raw::Other(kind) => f.write_str(kind),
+        }
+    }
+}
+
+impl Settings {
+    /// Adds what a TOML text sets.
+    pub(super) fn add_file(&mut self, name: &str, text: &str) -> Result<(), ConfigError> {
+        let line_of =
+            |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+        let document = DeTable::parse(text).map_err(|error| {
+            let line = line_of(error.span().map_or(0, |span| span.start));
+            ConfigError::Mistakes(vec![format!("{name} line {line} is not TOML: {}", error.message())])
+        })?;
+        let origin = |at: usize| Origin::File { name: name.to_owned(), line: line_of(at) };
+        for (key, value) in document.into_inner() {
+            let (at, key) = (key.span().start, key.into_inner().into_owned());
+            match (key.as_str(), value.into_inner()) {
+                ("sink", DeValue::Array(items)) => {
+                    for item in items {
+                        let at = item.span().start;
+                        match item.into_inner() {
+                            DeValue::Table(table) => {
+                                let mut sink = Section::named("sink");
+                                sink.fill(table, &origin);
+                                self.sinks.get_or_insert_default().push(sink);
+                            }
+                            _ => self.mistakes.push(format!("{}: each `sink` must be a table", origin(at))),
+                        }
+                    }
+                }
+                ("sink", _) => {
+                    self.mistakes.push(format!("{}: sinks are written `[[sink]]`, one for each", origin(at)));
+                }
+                (_, DeValue::Table(table)) => self.section_mut(&key).fill(table, &origin),
+                (_, value) => {
+                    self.root.settings.insert(key, Setting { raw: raw(value), origin: origin(at) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays the environment over what is there.
+    pub(super) fn add_env(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+        for (name, value) in env {
+            let Some(path) = name.strip_prefix("EVENTFLOW_") else { continue };
+            let path = path.to_ascii_lowercase();
+            let setting = Setting { raw: Raw::Word(value), origin: Origin::Env(name.clone()) };
+            match path.split_once("__") {
+                Some(("sink", key)) => self.sink_env.push((key.to_owned(), setting)),
+                Some((section, key)) => {
+                    self.section_mut(section).settings.insert(key.to_owned(), setting);
+                }
+                None if path == "data_dir" => {
+                    self.root.settings.insert(path, setting);
+                }
+                // Container platforms inject EVENTFLOW_PORT and its like for a service of this
+                // name, so only what can hardly be meant otherwise is a mistake.
+                None if strsim::damerau_levenshtein(&path, "data_dir") <= 2 => {
+                    self.mistakes.push(format!("{name} is not a setting; did you mean EVENTFLOW_DATA_DIR?"));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Lays flags over everything.
+    pub(super) fn add_flags(&mut self, flags: &[(&str, String)]) {
+        for (path, value) in flags {
+            let setting = Setting { raw: Raw::Word(value.clone()), origin: Origin::Flag };
+            match path.split_once('.') {
+                Some((section, key)) => self.section_mut(section).settings.insert(key.to_owned(), setting),
+                None => self.root.settings.insert((*path).to_owned(), setting),
+            };
+        }
+    }
+
+    /// Takes the keys outside any table.
+    pub(super) fn root(&mut self) -> Section {
+        std::mem::take(&mut self.root)
+    }
+
+    /// Takes a table; an empty one when it was not given.
+    pub(super) fn section(&mut self, name: &'static str) -> Section {
+        self.sections.remove(name).unwrap_or_else(|| Section::named(name))
+    }
+
+    /// Takes the sinks with the environment laid over them; when there is none, the default one.
+    pub(super) fn sinks(&mut self) -> Vec<Section> {
+        let mut sinks = self.sinks.take().unwrap_or_else(|| {
+            let mut archive = Section::named("sink");
+            for (key, value) in [("name", "archive"), ("type", "json_file")] {
+                let setting = Setting { raw: Raw::Word(value.to_owned()), origin: Origin::Flag };
+                archive.settings.insert(key.to_owned(), setting);
+            }
+            vec![archive]
+        });
+        for (path, setting) in std::mem::take(&mut self.sink_env) {
+            let named = |sink: &Section, wanted: &str| {
+                matches!(sink.settings.get("name"), Some(Setting { raw: Raw::Text(name) | Raw::Word(name), .. })
+                         if name.replace('-', "_") == wanted)
+            };
+            let Some((wanted, key)) = path.split_once("__") else {
+                self.mistakes.push(format!("{} must be EVENTFLOW_SINK__<NAME>__<KEY>", setting.origin));
+                continue;
+            };
+            let mut matching = sinks.iter_mut().filter(|sink| named(sink, wanted));
+            match (matching.next(), matching.next()) {
+                (Some(sink), None) => {
+                    sink.settings.insert(key.to_owned(), setting);
+                }
+                (None, _) => self.mistakes.push(format!("{}: no sink is named `{wanted}`", setting.origin)),
+                (Some(_), Some(_)) => {
+                    self.mistakes.push(format!("{}: more than one sink goes by that name", setting.origin));
+                }
+            }
+        }
+        sinks
+    }
+
+    /// Takes a section back: what nobody asked for in it is unknown.
+    pub(super) fn done(&mut self, section: Section) {
+        let Section { label, settings, known, mistakes } = section;
+        let dotted = |key: &str| if label.is_empty() { key.to_owned() } else { format!("{label}.{key}") };
+        self.mistakes.extend(mistakes);
+        self.known.extend(known.iter().map(|key| dotted(key)));
+        for (key, setting) in settings {
+            // Judged in `finish`, once all known names are gathered.
+            self.section_mut("").settings.insert(dotted(&key), setting);
+        }
+    }
+
+    /// Notes a mistake that concerns more than one key.
+    pub(super) fn mistake(&mut self, sentence: String) {
+        self.mistakes.push(sentence);
+    }
+
+    /// All mistakes, unknown keys and sections included.
+    pub(super) fn finish(mut self) -> Vec<String> {
+        let unknown = self.sections.remove("").unwrap_or_default();
+        for (key, setting) in unknown.settings {
+            self.mistakes.push(unknown_key(&self.known, &key, &setting.origin));
+        }
+        for (name, section) in self.sections {
+            match section.settings.iter().next() {
+                Some((key, setting)) => {
+                    let key = format!("{name}.{key}");
+                    self.mistakes.push(unknown_key(&self.known, &key, &setting.origin));
+                }
+                None => {
+                    let sections = self.known.iter().filter_map(|known| known.split_once('.'));
+                    let nearest = sections.map(|(section, _)| section);
+                    let nearest = nearest.min_by_key(|known| strsim::damerau_levenshtein(known, &name));
+                    let nearest = nearest.unwrap_or_default();
+                    self.mistakes.push(format!("`[{name}]` is not a section; did you mean `[{nearest}]`?"));
+                }
+            }
+        }
+        self.mistakes
+    }
+
+    fn section_mut(&mut self, name: &str) -> &mut Section {
+        self.sections.entry(name.to_owned()).or_insert_with(|| Section::named(name))
+    }
+}
+
+/// The sentence for a key that does not exist, with the nearest one that does.
+fn unknown_key(known: &[String], key: &str, origin: &Origin) -> String {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    // A known key in the wrong table is nearer than any misspelling.
+    let nearest = known
+        .iter()
+        .find(|name| last(name) == last(key))
+        .or_else(|| known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, key)));
+    match nearest {
+        Some(name) => format!("{origin}: `{key}` is not a key; did you mean `{name}`?"),
+        None => format!("{origin}: `{key}` is not a key"),
+    }
+}
+
+fn raw(value: DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.into_owned()),
+        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Raw::Integer(number),
+            Err(_) => Raw::Other("a number beyond 64 bits"),
+        },
+        DeValue::Boolean(value) => Raw::Bool(value),
+        DeValue::Float(_) => Raw::Other("a fraction"),
+        DeValue::Datetime(_) => Raw::Other("a date"),
+        DeValue::Array(_) => Raw::Other("an array"),
+        DeValue::Table(_) => Raw::Other("a table"),
+    }
+}
+
+impl Section {
+    fn named(label: &str) -> Self {
+        Section { label: label.to_owned(), ..Section::default() }
+    }
+
+    fn fill(&mut self, table: DeTable<'_>, origin: &impl Fn(usize) -> Origin) {
+        for (key, value) in table {
+            let setting = Setting { origin: origin(key.span().start), raw: raw(value.into_inner()) };
+            self.settings.insert(key.into_inner().into_owned(), setting);
+        }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Setting> {
+        self.known.push(key);
+        self.settings.remove(key)
+    }
+
+    fn dotted(&self, key: &str) -> String {
+        if self.label.is_empty() { key.to_owned() } else { format!("{}.{key}", self.label) }
+    }
+
+    fn wrong(&mut self, key: &str, setting: &Setting, wanted: impl fmt::Display) {
+        let Setting { raw, origin } = setting;
+        self.mistakes.push(format!("{origin}: `{}` = {raw} is wrong: {wanted}", self.dotted(key)));
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+        self.parsed(key, "it must be a text", |text| Some(text.to_owned()))
+    }
+
+    /// A text of a certain form.
+    pub(super) fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let setting = self.take(key)?;
+        let value = match &setting.raw {
+            Raw::Text(text) | Raw::Word(text) => parse(text),
+            _ => None,
+        };
+        if value.is_none() {
+            self.wrong(key, &setting, wanted);
+        }
+        value
+    }
+
+    /// One word of a few.
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
+        let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        self.parsed(key, &format!("it must be {}", names.join(" or ")), |text| {
+            choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
+        })
+    }
+
+    /// Yes or no.
+    pub(super) fn switch(&mut self, key: &'static str) -> Option<bool> {
+        let setting = self.take(key)?;
+        let value = match &setting.raw {
+            Raw::Bool(value) => Some(*value),
+            Raw::Word(text) => text.parse().ok(),
+            _ => None,
+        };
+        if value.is_none() {
+            self.wrong(key, &setting, "it must be true or false");
+        }
+        value
+    }
+
+    /// A whole number.
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.measured(key, range, "a number", Some, |text| text.parse().ok(), |n| n.to_string())
+    }
+
+    /// A size in bytes.
+    pub(super) fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.measured(key, range, "a size such as \"64MiB\"", Some, parse_size, show_size)
+    }
+
+    /// A time span.
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        self.measured(key, range, "a duration such as \"30s\"", |_| None, parse_duration, show_duration)
+    }
+
+    fn measured<T: PartialOrd + Copy>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+        wanted: &str,
+        from_integer: impl Fn(u64) -> Option<T>,
+        from_text: impl Fn(&str) -> Option<T>,
+        show: impl Fn(T) -> String,
+    ) -> Option<T> {
+        let setting = self.take(key)?;
+        let value = match &setting.raw {
+            Raw::Integer(number) => u64::try_from(*number).ok().and_then(from_integer),
+            Raw::Text(text) | Raw::Word(text) => from_text(text),
+            Raw::Bool(_) | Raw::Other(_) => None,
+        };
+        match value {
+            Some(value) if range.contains(&value) => Some(value),
+            _ => {
+                let bounds = format!("{} to {}", show(*range.start()), show(*range.end()));
+                self.wrong(key, &setting, format_args!("it must be {wanted} in the range {bounds}"));
+                None
+            }
+        }
+    }
+
+    /// A key of the documented configuration that this version does not have yet: nothing but
+    /// `harmless` may be set, because anything else would be silently ignored.
+    pub(super) fn unsupported(&mut self, key: &'static str, harmless: &str) {
+        let Some(setting) = self.take(key) else { return };
+        if setting.raw.to_string().trim_matches('"') != harmless {
+            let (origin, raw, key) = (&setting.origin, &setting.raw, self.dotted(key));
+            self.mistakes.push(format!("{origin}: `{key}` = {raw} is not supported by this version yet"));
+        }
+    }
+
+    /// Notes a mistake that concerns this section.
+    pub(super) fn mistake(&mut self, sentence: String) {
+        self.mistakes.push(sentence);
+    }
+
+    /// Says in mistakes which sink this is.
+    pub(super) fn relabel(&mut self, label: String) {
+        self.label = label;
+    }
+
+    /// Marks a key as known and forgets it.
+    pub(super) fn skip(&mut self, key: &'static str) {
+        self.take(key);
+    }
+}

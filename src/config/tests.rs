@@ -1,0 +1,220 @@
+use super::*;
+
+fn from_file(text: &str) -> Result<Config, String> {
+    Config::parse("f.toml", text, [], &[]).map_err(|e| e.to_string())
+}
+
+fn from_env(pairs: &[(&str, &str)]) -> Result<Config, String> {
+    let env = pairs.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+    Config::parse("f.toml", "", env, &[]).map_err(|e| e.to_string())
+}
+
+#[test]
+fn nothing_configured_is_a_local_daemon_with_an_archive() {
+    let config = Config::default();
+    assert_eq!(config.data_dir, PathBuf::from("eventflow-data"));
+    assert_eq!(config.http.listen, Listen::Tcp("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!((config.wal.budget_bytes, config.wal.segment_bytes), (1 << 30, 64 << 20));
+    assert_eq!(config.wal.dedupe_window, 1_000_000);
+    assert_eq!(config.sinks.len(), 1);
+    assert_eq!(config.sinks[0].name, "archive");
+    assert!(matches!(&config.sinks[0].kind, SinkKind::JsonFile { path, .. } if path == Path::new("archive")));
+    assert_eq!(from_file("").unwrap(), config);
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_defaults() {
+    let file =
+        "data_dir = \"file\"\n[http]\nlisten = \"127.0.0.1:1\"\nmax_body = \"1MiB\"\nmax_connections = 7\n";
+    let env = [
+        ("EVENTFLOW_DATA_DIR".to_owned(), "env".to_owned()),
+        ("EVENTFLOW_HTTP__LISTEN".to_owned(), "127.0.0.1:2".to_owned()),
+        ("EVENTFLOW_HTTP__MAX_BODY".to_owned(), "2MiB".to_owned()),
+    ];
+    let flags = [("http.listen", "127.0.0.1:3".to_owned())];
+    let config = Config::parse("f.toml", file, env, &flags).unwrap();
+    assert_eq!(config.data_dir, PathBuf::from("env"));
+    assert_eq!(config.http.listen, Listen::Tcp("127.0.0.1:3".parse().unwrap()));
+    assert_eq!(config.http.max_body_bytes, 2 << 20);
+    assert_eq!(config.http.max_connections, 7);
+    assert_eq!(config.http.body_timeout, Duration::from_secs(30));
+}
+
+#[test]
+fn what_check_prints_reads_back_the_same() {
+    let rich = r#"
+        data_dir = 'a "quoted" path\with backslash'
+        [http]
+        listen = "unix:/run/e.sock"
+        header_timeout = "1500ms"
+        webhook_allowed_origin = "*"
+        [wal]
+        budget = "100MiB"
+        dedupe_window = 0
+        [shutdown]
+        drain_timeout = "0s"
+        [telemetry]
+        level = "info,eventflow::http=debug"
+        format = "json"
+        [[sink]]
+        name = "out"
+        type = "stdout"
+        paused = true
+        [[sink]]
+        name = "keep"
+        type = "json_file"
+        path = "/srv/keep"
+        rotate_every = "90m"
+    "#;
+    for config in [Config::default(), from_file(rich).unwrap()] {
+        assert_eq!(from_file(&config.to_toml()).unwrap(), config, "{}", config.to_toml());
+    }
+}
+
+/// Each text is refused with a message that holds all the words.
+#[test]
+fn mistakes_name_the_key_the_place_and_what_would_be_right() {
+    let table: &[(&str, &[&str])] = &[
+        ("[http]\nlistn = \"x\"", &["f.toml line 2", "`http.listn`", "`http.listen`"]),
+        ("listen = \"127.0.0.1:1\"", &["line 1", "did you mean `http.listen`"]),
+        ("[htp]\nlisten = \"127.0.0.1:1\"", &["line 2", "`http.listen`"]),
+        ("datadir = \"x\"", &["`datadir`", "`data_dir`"]),
+        ("[http]\nmax_body = \"5GiB\"", &["line 2", "`http.max_body`", "5GiB", "1B to 1GiB"]),
+        ("[http]\nmax_connections = 0", &["`http.max_connections` = 0", "1 to 1000000"]),
+        ("[http]\nmax_connections = -1", &["-1"]),
+        ("[http]\nbody_timeout = 30", &["`http.body_timeout` = 30", "\"30s\""]),
+        ("[http]\nbody_timeout = \"soon\"", &["\"soon\"", "10ms to 1h"]),
+        ("[http]\nlisten = \"8080\"", &["127.0.0.1:8080"]),
+        ("[http]\nlisten = \"0.0.0.0:8080\"", &["0.0.0.0:8080", "allow_anonymous"]),
+        ("[http]\nallow_anonymous = \"yes\"", &["true or false"]),
+        ("[http]\nmax_body = \"1KiB\"\nmax_event = \"1MiB\"", &["max_event", "max_body"]),
+        ("[http]\ntls_cert = \"x\"", &["`http.tls_cert`", "not supported by this version yet"]),
+        ("[http]\ntokens_file = \"x\"", &["not supported by this version yet"]),
+        ("[wal]\nbudget = \"1MiB\"\nsegment = \"1MiB\"", &["half", "wal.budget"]),
+        ("[wal]\nsegment = \"64MB\"\nbudget = \"1GiB\"\nsegments = 1", &["`wal.segments`", "`wal.segment`"]),
+        ("[wal]\nsegment = 9000", &["multiple of 4KiB"]),
+        ("[wal]\nspares = 4\nbudget = \"1MiB\"", &["wal.spares"]),
+        ("[telemetry]\nlevel = \"inof\"", &["inof", "info"]),
+        ("[telemetry]\nformat = \"xml\"", &["\"text\" or \"json\""]),
+        ("[sink]\nname = \"a\"", &["[[sink]]"]),
+        ("[[sink]]\ntype = \"stdout\"", &["needs a `name`"]),
+        ("[[sink]]\nname = \"A b\"\ntype = \"stdout\"", &["a-z"]),
+        ("[[sink]]\nname = \"a\"", &["needs a `type`"]),
+        ("[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"", &["webhook", "not supported"]),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"zstd\"",
+            &["`sink.a.compress`", "not supported"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\nworkers = 4",
+            &["`sink.a.workers` = 4", "not supported"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { type = \"x\" }",
+            &["filter", "not supported"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nretry = { initial = \"1s\" }",
+            &["retry", "not supported"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nbatchh = 1",
+            &["line 4", "`sink.batchh`", "`sink.batch`"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\n[[sink]]\nname = \"a\"\ntype = \"stdout\"",
+            &["two sinks are named `a`"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\n[[sink]]\nname = \"b\"\ntype = \"json_file\"\npath = \"./archive/\"",
+            &["`a` and `b`", "path"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\npath = \"./wal/x\"",
+            &["`sink.a.path`", "of its own"],
+        ),
+        ("[wall]", &["`[wall]`", "`[wal]`"]),
+        ("[http\n", &["line 1", "not TOML"]),
+        ("[failures]\nbudget = 1", &["`failures.budget`", "1MiB"]),
+    ];
+    for (text, words) in table {
+        let error = from_file(text).expect_err(text);
+        for word in *words {
+            assert!(error.contains(word), "{text}\n→ {error}\nlacks {word}");
+        }
+    }
+}
+
+#[test]
+fn one_run_names_every_mistake() {
+    let error = from_file("[http]\nmax_connections = 0\nlistn = 1\n[wal]\nspares = 99").unwrap_err();
+    assert_eq!(error.lines().count(), 3, "{error}");
+}
+
+#[test]
+fn settings_that_change_nothing_are_taken_although_the_feature_is_missing() {
+    let text = "[failures]\nbudget = \"2MiB\"\n[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"none\"\nworkers = 1";
+    assert_eq!(from_file(text).unwrap().failures.budget_bytes, 2 << 20);
+}
+
+#[test]
+fn a_small_budget_gets_four_segments() {
+    for (budget, segment) in
+        [("1MiB", 256 << 10), ("100KiB", 24 << 10), ("255MiB", (255 << 20) / 4), ("16KiB", 8 << 10)]
+    {
+        let config = from_file(&format!("[wal]\nbudget = \"{budget}\"")).unwrap();
+        assert_eq!(config.wal.segment_bytes, segment, "{budget}");
+    }
+}
+
+#[test]
+fn listening_everywhere_must_be_asked_for() {
+    assert!(from_file("[http]\nlisten = \"0.0.0.0:1\"\nallow_anonymous = true").is_ok());
+    assert!(from_file("[http]\nlisten = \"[::1]:1\"").is_ok());
+    assert!(from_file("[http]\nlisten = \"localhost:1\"").is_ok());
+}
+
+#[test]
+fn every_key_can_be_set_by_environment() {
+    let config = from_env(&[
+        ("EVENTFLOW_HTTP__MAX_CONNECTIONS", "5"),
+        ("EVENTFLOW_HTTP__ALLOW_ANONYMOUS", "true"),
+        ("EVENTFLOW_WAL__DEDUPE_WINDOW", "0"),
+        ("EVENTFLOW_SINK__ARCHIVE__ROTATE_SIZE", "1MiB"),
+        ("HOME", "/root"),
+    ])
+    .unwrap();
+    assert_eq!((config.http.max_connections, config.http.allow_anonymous), (5, true));
+    assert_eq!(config.wal.dedupe_window, 0);
+    assert!(matches!(config.sinks[0].kind, SinkKind::JsonFile { rotate_size_bytes: 1_048_576, .. }));
+    for (name, word) in [
+        ("EVENTFLOW_HTTP__LISTN", "`http.listen`"),
+        ("EVENTFLOW_DATADIR", "EVENTFLOW_DATA_DIR"),
+        ("EVENTFLOW_SINK__NOBODY__BATCH", "no sink is named"),
+        ("EVENTFLOW_HTTP__MAX_CONNECTIONS", "EVENTFLOW_HTTP__MAX_CONNECTIONS"),
+    ] {
+        let error = from_env(&[(name, "many")]).expect_err(name);
+        assert!(error.contains(word), "{name} → {error}");
+    }
+    // What container platforms inject for a service called eventflow is none of ours.
+    assert!(
+        from_env(&[("EVENTFLOW_PORT", "tcp://10.0.0.1:80"), ("EVENTFLOW_SERVICE_HOST", "10.0.0.1")]).is_ok()
+    );
+}
+
+#[test]
+fn every_printed_key_is_settable_by_environment_too() {
+    let config = Config::default();
+    let mut section = String::new();
+    for line in config.to_toml().lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = match name.trim_matches(['[', ']']) {
+                "sink" => "SINK__ARCHIVE__".to_owned(),
+                name => format!("{}__", name.to_uppercase()),
+            };
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let name = format!("EVENTFLOW_{section}{}", key.to_uppercase());
+            assert_eq!(from_env(&[(&name, value.trim_matches('"'))]).unwrap(), config, "{name}");
+        }
+    }
+}
