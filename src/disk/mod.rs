@@ -46,7 +46,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Removes a file's name. Open handles stay usable.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes the names in `dir` durable (fsync of the directory).
+    /// Makes the names in `dir` durable (fsync of the directory). Needs no free descriptor for a
+    /// directory that was created or synced through this `Disk` before.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Bytes an unprivileged process can still allocate on the file system that holds `dir`.

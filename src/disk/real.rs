@@ -1,14 +1,16 @@
 //! The file system of the machine.
 //!
-//! Blocks the thread that calls it. It keeps no state: two [`RealDisk`]s are the same disk. Every
-//! error of the system is handed up as it came; nothing is retried but an interrupted call, and a
+//! Blocks the thread that calls it. Two [`RealDisk`]s are the same disk: the only state is a few open
+//! directories, so that a roll of the log can still sync one when connections have used up every
+//! descriptor. Every error of the system is handed up as it came; nothing is retried but an interrupted call, and a
 //! failed sync not even then. Descriptors are close-on-exec (std opens them so); who may read the files
 //! is the umask's business.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -18,9 +20,54 @@ use super::{Access, DirEntry, Disk, DiskFile, EntryKind};
 /// `st_blocks` counts in this unit, whatever the file system's own block size is.
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// Directories kept open for [`Disk::sync_dir`]. The daemon syncs about six; an archive that begins
+/// a directory a day pushes its old ones out.
+const OPEN_DIRS: usize = 16;
+
 /// The machine's file system.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RealDisk;
+#[derive(Debug, Default)]
+pub struct RealDisk {
+    /// The most recently used last. Locked for a look or a push, never during a sync.
+    dirs: Mutex<Vec<(PathBuf, Arc<File>)>>,
+}
+
+impl RealDisk {
+    /// The directory, open. Opened anew when another one has taken its name since.
+    fn dir(&self, dir: &Path) -> io::Result<Arc<File>> {
+        let found = fs::metadata(dir)?; // takes no descriptor
+        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = dirs.iter().position(|(path, _)| path == dir) {
+            let (path, file) = dirs.remove(known);
+            let open = file.metadata()?;
+            if (open.dev(), open.ino()) == (found.dev(), found.ino()) {
+                dirs.push((path, file.clone()));
+                return Ok(file);
+            }
+        }
+        let file = Arc::new(File::open(dir)?);
+        if dirs.len() == OPEN_DIRS {
+            dirs.remove(0);
+        }
+        dirs.push((dir.to_owned(), file.clone()));
+        Ok(file)
+    }
+
+    /// Makes the name of a directory durable that was there before us. Where we may not open or
+    /// sync its parent (`/`, a read-only root, a parent without read permission) we did not create
+    /// it.
+    fn sync_existing_name(&self, dir: &Path) -> io::Result<()> {
+        match File::open(or_here(parent(dir))).and_then(|parent| parent.sync_all()) {
+            Err(e) => match e.kind() {
+                io::ErrorKind::PermissionDenied
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::InvalidInput
+                | io::ErrorKind::Unsupported => Ok(()),
+                _ => Err(e),
+            },
+            Ok(()) => Ok(()),
+        }
+    }
+}
 
 impl Disk for RealDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
@@ -38,7 +85,7 @@ impl Disk for RealDisk {
         }
         // A run before this one may have been killed between creating `deepest` and syncing its
         // name; everything above it was synced before `deepest` was created.
-        sync_existing_name(deepest)?;
+        self.sync_existing_name(deepest)?;
         for dir in missing.into_iter().rev() {
             match fs::create_dir(dir) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -46,6 +93,7 @@ impl Disk for RealDisk {
             }
             self.sync_dir(parent(dir))?;
         }
+        self.dir(or_here(dir))?; // opened while there are descriptors
         Ok(())
     }
 
@@ -106,27 +154,12 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(or_here(dir))?.sync_all()
+        self.dir(or_here(dir))?.sync_all()
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(or_here(dir))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-}
-
-/// Makes the name of a directory durable that was there before us. Where we may not open or sync
-/// its parent (`/`, a read-only root, a parent without read permission) we did not create it.
-fn sync_existing_name(dir: &Path) -> io::Result<()> {
-    match RealDisk.sync_dir(parent(dir)) {
-        Err(e) => match e.kind() {
-            io::ErrorKind::PermissionDenied
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::InvalidInput
-            | io::ErrorKind::Unsupported => Ok(()),
-            _ => Err(e),
-        },
-        Ok(()) => Ok(()),
     }
 }
 
@@ -176,16 +209,17 @@ mod tests {
 
     #[test]
     fn a_written_file_reads_back_and_counts_its_blocks() {
+        let disk = RealDisk::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let file = RealDisk.create(&path).unwrap();
+        let file = disk.create(&path).unwrap();
         assert!(file.is_empty().unwrap());
         file.write_all_at(&[7; 10_000], 5).unwrap();
         file.sync_data().unwrap();
         assert_eq!(file.len().unwrap(), 10_005);
         assert!(file.allocated_bytes().unwrap() >= 10_005);
 
-        let again = RealDisk.open(&path, Access::Read).unwrap();
+        let again = disk.open(&path, Access::Read).unwrap();
         let mut bytes = [1; 20_000];
         assert_eq!(again.read_full_at(&mut bytes, 0).unwrap(), 10_005);
         assert_eq!(bytes[..6], [0, 0, 0, 0, 0, 7]);
@@ -196,48 +230,70 @@ mod tests {
 
     #[test]
     fn no_existing_name_is_written_over_by_create_or_rename() {
+        let disk = RealDisk::default();
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        RealDisk.create(&a).unwrap().write_all_at(b"a", 0).unwrap();
-        RealDisk.create(&b).unwrap().write_all_at(b"b", 0).unwrap();
+        disk.create(&a).unwrap().write_all_at(b"a", 0).unwrap();
+        disk.create(&b).unwrap().write_all_at(b"b", 0).unwrap();
         let exists = io::ErrorKind::AlreadyExists;
-        assert_eq!(RealDisk.create(&a).unwrap_err().kind(), exists);
-        assert_eq!(RealDisk.rename(&a, &b).unwrap_err().kind(), exists);
-        RealDisk.replace(&a, &b).unwrap();
+        assert_eq!(disk.create(&a).unwrap_err().kind(), exists);
+        assert_eq!(disk.rename(&a, &b).unwrap_err().kind(), exists);
+        disk.replace(&a, &b).unwrap();
         assert_eq!(fs::read(&b).unwrap(), b"a");
-        RealDisk.rename(&b, &a).unwrap();
-        RealDisk.sync_dir(dir.path()).unwrap();
-        RealDisk.remove(&a).unwrap();
-        assert_eq!(RealDisk.open(&a, Access::Read).unwrap_err().kind(), io::ErrorKind::NotFound);
+        disk.rename(&b, &a).unwrap();
+        disk.sync_dir(dir.path()).unwrap();
+        disk.remove(&a).unwrap();
+        assert_eq!(disk.open(&a, Access::Read).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
     fn directories_are_made_with_their_ancestors_and_may_exist_already() {
+        let disk = RealDisk::default();
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("x/y/z");
-        RealDisk.create_dir_all(&deep).unwrap();
-        RealDisk.create_dir_all(&deep).unwrap();
-        RealDisk.create_dir_all(Path::new("/")).unwrap();
-        RealDisk.create_dir_all(Path::new("")).unwrap();
-        assert!(RealDisk.free_bytes(&deep).unwrap() > 0);
+        disk.create_dir_all(&deep).unwrap();
+        disk.create_dir_all(&deep).unwrap();
+        disk.create_dir_all(Path::new("/")).unwrap();
+        disk.create_dir_all(Path::new("")).unwrap();
+        assert!(disk.free_bytes(&deep).unwrap() > 0);
         let file = dir.path().join("x/file");
-        RealDisk.create(&file).unwrap();
-        assert!(RealDisk.create_dir_all(&file).is_err());
-        assert!(RealDisk.create_dir_all(&file.join("below")).is_err());
-        assert_eq!(RealDisk.open(&deep, Access::Read).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        disk.create(&file).unwrap();
+        assert!(disk.create_dir_all(&file).is_err());
+        assert!(disk.create_dir_all(&file.join("below")).is_err());
+        assert_eq!(disk.open(&deep, Access::Read).unwrap_err().kind(), io::ErrorKind::IsADirectory);
     }
 
     #[test]
     fn listing_tells_files_from_directories_and_follows_no_link() {
+        let disk = RealDisk::default();
         let dir = tempfile::tempdir().unwrap();
-        RealDisk.create(&dir.path().join("file")).unwrap();
-        RealDisk.create_dir_all(&dir.path().join("sub")).unwrap();
+        disk.create(&dir.path().join("file")).unwrap();
+        disk.create_dir_all(&dir.path().join("sub")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("file"), dir.path().join("link")).unwrap();
-        let mut found = RealDisk.list(dir.path()).unwrap();
+        let mut found = disk.list(dir.path()).unwrap();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         let entry = |name: &str, kind| DirEntry { name: name.into(), kind };
         let expected =
             [entry("file", EntryKind::File), entry("link", EntryKind::Other), entry("sub", EntryKind::Dir)];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_directory_that_took_the_place_of_a_synced_one_is_synced_itself() {
+        let disk = RealDisk::default();
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("sub");
+        disk.create_dir_all(&sub).unwrap();
+        let before = disk.dir(&sub).unwrap();
+        assert!(Arc::ptr_eq(&before, &disk.dir(&sub).unwrap()), "kept open");
+        fs::rename(&sub, dir.path().join("old")).unwrap();
+        assert!(disk.sync_dir(&sub).is_err());
+        fs::create_dir(&sub).unwrap();
+        disk.sync_dir(&sub).unwrap();
+        assert!(!Arc::ptr_eq(&before, &disk.dir(&sub).unwrap()));
+        for n in 0..2 * OPEN_DIRS {
+            disk.create_dir_all(&sub.join(n.to_string())).unwrap();
+        }
+        assert_eq!(disk.dirs.lock().unwrap().len(), OPEN_DIRS);
     }
 }
