@@ -128,7 +128,10 @@ impl Run {
         let reason = match tokio::time::timeout(timeout, attempt).await {
             Ok(Ok(answer)) => return answer.and_then(|delivery| checked(delivery, batch)),
             Ok(Err(panic)) => {
-                error!(sink = self.worker.config.name, panic, "sink panicked; its events go back to the queue");
+                error!(
+                    sink = self.worker.config.name,
+                    panic, "sink panicked; its events go back to the queue"
+                );
                 format!("the sink panicked: {panic}")
             }
             Err(_) => format!("no answer within {}", humantime::format_duration(timeout)),
@@ -153,7 +156,12 @@ impl Run {
     async fn back_off(&mut self, unavailable: Unavailable) {
         let wait = self.backoff.next((self.entropy)(), unavailable.retry_after);
         if std::mem::replace(&mut self.backing_off, true) {
-            debug!(sink = self.worker.config.name, reason = unavailable.reason, ?wait, "sink still unavailable");
+            debug!(
+                sink = self.worker.config.name,
+                reason = unavailable.reason,
+                ?wait,
+                "sink still unavailable"
+            );
         } else {
             warn!(
                 sink = self.worker.config.name,

@@ -169,7 +169,8 @@ fn run(supply: Vec<Supply>, acts: Vec<Act>, config: SinkConfig) -> End {
     let sink = FakeSink { acts: acts.into(), closed: closed.clone() };
     let worker =
         Worker { queue: Arc::new(queue), sink_id: SINK, config, sink: Box::new(sink), stop: stopped };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let (ended, took) = runtime.block_on(async move {
         let start = Instant::now();
         (worker.run_with(Box::new(|| u64::MAX)).await, start.elapsed())
@@ -214,7 +215,8 @@ fn an_unavailable_sink_gets_the_same_events_again_after_growing_waits_and_status
 
 #[test]
 fn a_success_makes_the_next_outage_start_with_the_shortest_wait() {
-    let acts = vec![unavailable(None), unavailable(None), Act::Answer(Ok(Delivery::default())), unavailable(None)];
+    let acts =
+        vec![unavailable(None), unavailable(None), Act::Answer(Ok(Delivery::default())), unavailable(None)];
     let end = run(vec![Supply::Events(1), Supply::Events(1)], acts, config());
     assert_eq!(end.took, Duration::from_secs(1 + 2 + 1));
 }
@@ -282,7 +284,8 @@ fn a_drain_ends_the_wait_of_an_unavailable_sink_at_once() {
         sink: Box::new(sink),
         stop: stopped,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let took = runtime.block_on(async move {
         let start = Instant::now();
         let stopper = async {
@@ -310,7 +313,8 @@ fn a_spawned_worker_runs_on_a_thread_named_after_its_sink_and_returns_its_end() 
         sink: Box::new(sink),
         stop: stopped,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
     let thread = worker.spawn(runtime.handle().clone()).unwrap();
     assert_eq!(thread.thread().name(), Some("sink-test"));
     assert!(thread.join().unwrap().is_ok());
