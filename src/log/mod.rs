@@ -79,4 +79,70 @@
 //!   time does not grow with the backlog.
 //! * [`inspect`]: the same scan, read-only, for `wal inspect` and `wal verify`.
 
+mod catalog;
+mod error;
 pub mod frame;
+pub mod inspect;
+mod reader;
+mod recovery;
+pub mod segment;
+mod stock;
+mod writer;
+
+use std::path::PathBuf;
+
+pub use catalog::{Log, Usage};
+pub use error::{AppendError, LogError, NoRoom, ReadError};
+pub use reader::{Chunk, ReadRecord, Reader};
+pub use recovery::{Damage, Recovered, Report, TornTail, recover};
+pub use stock::{Step, Stock};
+pub use writer::Writer;
+
+/// Gives the salts. The daemon's is seeded by the system, the simulation's by its seed.
+pub type Entropy = Box<dyn FnMut() -> u64 + Send>;
+
+/// Which log a file belongs to; a file of the one in the directory of the other is no segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// The event log.
+    Events,
+    /// The ledger.
+    Ledger,
+}
+
+impl Stream {
+    fn code(self) -> u32 {
+        match self {
+            Stream::Events => 1,
+            Stream::Ledger => 2,
+        }
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Stream::Events),
+            2 => Some(Stream::Ledger),
+            _ => None,
+        }
+    }
+}
+
+/// Where a log lives and what it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The directory of its segments; nobody else's files belong there.
+    pub dir: PathBuf,
+    /// Where copies of damaged bytes go.
+    pub quarantine_dir: PathBuf,
+    /// Which log it is.
+    pub stream: Stream,
+    /// Bytes of a segment, a multiple of 4096 and at least 8192. Segments of another size, from
+    /// an earlier configuration, are read and released but not used again.
+    pub segment_bytes: u64,
+    /// Most bytes all files in `dir` may take, at least two segments.
+    pub budget_bytes: u64,
+    /// Spares kept ready, at least 1.
+    pub spares: u32,
+    /// Room left to others on the disk: no file is made that would take it below this.
+    pub min_free_disk_bytes: u64,
+}

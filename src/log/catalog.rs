@@ -1,0 +1,435 @@
+//! What the parts of one log share: the segments and spares there are, the watermarks, the latch,
+//! and the wake-ups. [`Log`] is the handle to it that others hold.
+//!
+//! No thread of its own: every call does its own work on the caller's thread, without I/O. The one
+//! lock is held for a few instructions at a time, never across I/O or an await. The hot watermarks
+//! are atomics beside it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::frame;
+use super::segment::{DATA_START, Segment};
+use super::{Entropy, LogError, NoRoom, Options, Reader, Stock, Writer};
+use crate::disk::{Disk, DiskFile};
+
+/// Bytes of a frame without records.
+pub(super) const MARKER_BYTES: u64 = frame::HEADER_BYTES as u64;
+/// How long a roll waits for a spare that is being prepared: longer than a healthy disk takes for a
+/// segment, shorter than a client waits for an answer.
+const WAIT_FOR_SPARE: Duration = Duration::from_secs(2);
+
+/// A handle to an open log: watermarks, readers, release. Cheap to clone, usable from any thread.
+#[derive(Debug, Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+}
+
+/// What a log takes on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of all segments and spares, as `du` shows them.
+    pub bytes: u64,
+    /// Bytes they may take.
+    pub budget_bytes: u64,
+    /// Segments that hold unreleased records, the active one included.
+    pub segments: u64,
+    /// Spares ready to be used.
+    pub spares: u64,
+    /// Bytes of frames that fit without another segment being prepared.
+    pub room_bytes: u64,
+}
+
+impl Log {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The oldest offset held; everything below was released.
+    pub fn first_offset(&self) -> u64 {
+        self.shared.first_offset.load(Ordering::Acquire)
+    }
+
+    /// Everything below this offset is durable and may be read. Cheap: one atomic load.
+    pub fn durable_end(&self) -> u64 {
+        self.shared.durable_end.load(Ordering::Acquire)
+    }
+
+    /// The offset the next record gets. May be ahead of the durable end while a commit is under way.
+    pub fn next_offset(&self) -> u64 {
+        self.shared.next_offset.load(Ordering::Acquire)
+    }
+
+    /// Resolves once the durable end is beyond `offset`, or the log has failed. Cancel-safe.
+    pub async fn wait_beyond(&self, offset: u64) {
+        loop {
+            let notified = self.shared.durable_moved.notified();
+            tokio::pin!(notified);
+            // Enlisted before the look, so a commit between the look and the wait is not missed.
+            notified.as_mut().enable();
+            if self.durable_end() > offset || self.shared.is_failed() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// A reader that begins at `from`.
+    pub fn reader(&self, from: u64) -> Reader {
+        Reader::new(self.clone(), from)
+    }
+
+    /// Gives up every segment that lies wholly below `offset`; the stock takes the files back. The
+    /// newest segment always stays: its base is what keeps offsets from starting again.
+    ///
+    /// Whoever calls this has made durable, elsewhere, that nobody needs these records.
+    pub fn release_below(&self, offset: u64) {
+        self.shared.release_below(offset);
+    }
+
+    /// What the log takes on disk now.
+    pub fn usage(&self) -> Usage {
+        let state = self.shared.state();
+        Usage {
+            bytes: state.bytes,
+            budget_bytes: self.shared.options.budget_bytes,
+            segments: state.segments.len() as u64,
+            spares: state.spares.len() as u64,
+            room_bytes: self.shared.room_bytes(),
+        }
+    }
+
+    /// Whether frames of about `frame_bytes` in sum could be appended now. Cheap enough to ask for
+    /// every request; only an append decides. Says nothing about the latch.
+    pub fn room_for(&self, frame_bytes: u64) -> Result<(), NoRoom> {
+        if frame_bytes <= self.shared.room_bytes() {
+            return Ok(());
+        }
+        Err(self.shared.state().shortage.clone().unwrap_or(NoRoom::Preparing))
+    }
+
+    /// Why the log takes nothing any more, once it has failed.
+    pub fn failed(&self) -> Option<String> {
+        self.shared.failure.get().cloned()
+    }
+
+    /// Makes [`Stock::run`](super::Stock::run) return.
+    pub fn stop_stock(&self) {
+        self.shared.state().stock_stops = true;
+        self.shared.stock_work.notify_all();
+    }
+
+    /// The segment that holds `offset`, for readers.
+    pub(super) fn locate(&self, offset: u64) -> Place {
+        let state = self.shared.state();
+        let after = state.segments.partition_point(|segment| segment.base() <= offset);
+        match after.checked_sub(1) {
+            Some(at) => Place::In {
+                segment: Arc::clone(&state.segments[at]),
+                end: state.segments.get(after).map(|next| next.base()),
+            },
+            None if offset < self.first_offset() => Place::Released { first_offset: self.first_offset() },
+            None => Place::NotYet,
+        }
+    }
+
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.shared.disk
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+}
+
+/// Where an offset is to be found.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// In this segment. A sealed one ends at `end`, the base of the next; the newest ends at the
+    /// durable end (`None`). Load [`Log::durable_end`] first, then `Segment::durable_position`:
+    /// they are published the other way round, so the position covers that end.
+    In {
+        /// The segment.
+        segment: Arc<Segment>,
+        /// Where it ends, once sealed.
+        end: Option<u64>,
+    },
+    /// Below everything held.
+    Released {
+        /// What is held begins here.
+        first_offset: u64,
+    },
+    /// The log holds no segment at all yet.
+    NotYet,
+}
+
+/// A prepared file, its descriptor open, its name durable, its blocks written.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub path: PathBuf,
+    pub file: Arc<dyn DiskFile>,
+    pub size: u64,
+    pub allocated: u64,
+}
+
+/// Behind every handle of one log.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub disk: Arc<dyn Disk>,
+    pub options: Options,
+    /// first ≤ durable ≤ next, each only grows. Published after the catalog knows the segment.
+    first_offset: AtomicU64,
+    durable_end: AtomicU64,
+    next_offset: AtomicU64,
+    /// Bytes left in the active segment for records; the writer's to store.
+    active_room: AtomicU64,
+    /// Bytes the ready spares offer; changed under the lock.
+    spare_room: AtomicU64,
+    is_failed: AtomicBool,
+    failure: OnceLock<String>,
+    durable_moved: Notify,
+    state: Mutex<State>,
+    /// The stock waits here for something to do.
+    stock_work: Condvar,
+    /// The writer waits here for a spare.
+    spare_ready: Condvar,
+}
+
+/// What the lock protects.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Ascending by base; the last is the active one, or the newest sealed one.
+    pub segments: VecDeque<Arc<Segment>>,
+    /// Given up, to be taken back by the stock, oldest first.
+    pub released: VecDeque<Arc<Segment>>,
+    /// Ready to be used.
+    pub spares: VecDeque<Spare>,
+    /// Bytes of all of them and of files being prepared.
+    pub bytes: u64,
+    /// Why the stock prepares no further spare although it should.
+    pub shortage: Option<NoRoom>,
+    /// A stock thread runs, so waiting for a spare makes sense.
+    pub stock_runs: bool,
+    /// It was asked to return.
+    pub stock_stops: bool,
+}
+
+/// What recovery found, from which the parts of an open log are made.
+#[derive(Debug)]
+pub(super) struct Inventory {
+    /// Segments that hold records, ascending by base. Each ends where the next begins, the last one
+    /// at `next_offset`.
+    pub segments: Vec<Segment>,
+    /// Where to go on in the last of them; `None` begins a new one.
+    pub resume: Option<Resume>,
+    /// Files whose content nobody needs, whatever their names, the best one first.
+    pub spares: Vec<FoundFile>,
+    /// Numbers of spares from here on were never used.
+    pub next_spare_number: u64,
+    /// The offset the next record gets; everything below it is durable.
+    pub next_offset: u64,
+}
+
+/// Where to go on in a segment that was closed in order.
+#[derive(Debug)]
+pub(super) struct Resume {
+    /// The file, open for writing.
+    pub file: Arc<dyn DiskFile>,
+    /// The end of its last frame.
+    pub position: u64,
+    /// The last frame is the mark of a clean stop.
+    pub is_marked_clean: bool,
+}
+
+/// A file in the log's directory that may become a spare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FoundFile {
+    pub path: PathBuf,
+    pub len: u64,
+    pub allocated: u64,
+}
+
+impl FoundFile {
+    /// What it counts against the budget.
+    pub fn counted_bytes(&self) -> u64 {
+        self.len.max(self.allocated)
+    }
+}
+
+/// Makes the parts of an open log out of what recovery found.
+///
+/// To begin a new segment recovery then calls `Stock::step` until `Log::usage` shows a spare or
+/// the step has nothing more to give, appends what it rewrites (`Writer::append`, with
+/// `Writer::skip_to` across void offsets) and calls `Writer::begin`, which commits. Without a spare
+/// it begins none; the writer rolls by itself once there is one.
+pub(super) fn assemble(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    entropy: Entropy,
+    mut inventory: Inventory,
+) -> (Log, Writer, Stock) {
+    let shared = Arc::new(Shared::new(disk, options, &mut inventory));
+    let stock = Stock::new(Arc::clone(&shared), inventory.spares, inventory.next_spare_number);
+    let writer = Writer::new(Arc::clone(&shared), entropy, inventory.next_offset, inventory.resume);
+    (Log::new(shared), writer, stock)
+}
+
+/// The largest frame of records a segment of `size` bytes takes. The end of every segment is kept
+/// for the marker of a clean stop.
+pub(super) fn capacity(size: u64) -> u64 {
+    size.saturating_sub(DATA_START + MARKER_BYTES)
+}
+
+impl Shared {
+    pub fn new(disk: Arc<dyn Disk>, options: Options, inventory: &mut Inventory) -> Self {
+        let segments: VecDeque<_> = inventory.segments.drain(..).map(Arc::new).collect();
+        let bytes = segments.iter().map(|segment| segment.allocated).sum::<u64>()
+            + inventory.spares.iter().map(FoundFile::counted_bytes).sum::<u64>();
+        let first_offset = segments.front().map_or(inventory.next_offset, |first| first.base());
+        Self {
+            disk,
+            options,
+            first_offset: AtomicU64::new(first_offset),
+            durable_end: AtomicU64::new(inventory.next_offset),
+            next_offset: AtomicU64::new(inventory.next_offset),
+            active_room: AtomicU64::new(0),
+            spare_room: AtomicU64::new(0),
+            is_failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            durable_moved: Notify::new(),
+            state: Mutex::new(State { segments, bytes, ..State::default() }),
+            stock_work: Condvar::new(),
+            spare_ready: Condvar::new(),
+        }
+    }
+
+    /// The lock. A thread that panicked with it cannot have left a broken invariant behind: every
+    /// change under it is a push, a pop or a sum.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the log is latched.
+    pub fn is_failed(&self) -> bool {
+        self.is_failed.load(Ordering::Acquire)
+    }
+
+    /// The latch as an error.
+    pub fn check(&self) -> Result<(), LogError> {
+        if !self.is_failed() {
+            return Ok(());
+        }
+        Err(LogError::Failed(self.failure.get().cloned().unwrap_or_default()))
+    }
+
+    /// Latches the log: the first reason stays, everyone who waits wakes up to see it.
+    pub fn fail(&self, error: LogError) -> LogError {
+        if self.failure.set(error.to_string()).is_ok() {
+            tracing::error!(reason = %error, "the log has failed");
+        }
+        self.is_failed.store(true, Ordering::Release);
+        self.durable_moved.notify_waiters();
+        let _state = self.state(); // nobody may be between looking and waiting
+        self.stock_work.notify_all();
+        self.spare_ready.notify_all();
+        error
+    }
+
+    /// Everything below `end` is durable from now on. The caller has published positions and
+    /// segments before.
+    pub fn publish_durable(&self, end: u64) {
+        debug_assert!(end >= self.durable_end.load(Ordering::Relaxed));
+        self.durable_end.store(end, Ordering::Release);
+        self.durable_moved.notify_waiters(); // one uncontended lock when nobody waits
+    }
+
+    pub fn publish_next(&self, next: u64, active_room: u64) {
+        self.next_offset.store(next, Ordering::Release);
+        self.active_room.store(active_room, Ordering::Relaxed);
+    }
+
+    /// Bytes of frames that fit into the active segment and the ready spares.
+    fn room_bytes(&self) -> u64 {
+        self.active_room.load(Ordering::Relaxed).saturating_add(self.spare_room.load(Ordering::Relaxed))
+    }
+
+    fn release_below(&self, offset: u64) {
+        let mut state = self.state();
+        let mut released = false;
+        while state.segments.get(1).is_some_and(|next| next.base() <= offset) {
+            let segment = state.segments.pop_front().expect("there are two");
+            segment.set_released();
+            state.released.push_back(segment);
+            released = true;
+        }
+        if released {
+            let first = state.segments.front().expect("the newest stays");
+            self.first_offset.store(first.base(), Ordering::Release);
+            state.shortage = None; // the stock will say if it still is one
+            self.stock_work.notify_all();
+        }
+    }
+
+    /// Makes a segment, durable with its name, the newest one. It takes the place of one with the
+    /// same base, whose file it has just replaced.
+    pub fn push_segment(&self, segment: Arc<Segment>) {
+        let mut state = self.state();
+        if state.segments.back().is_some_and(|last| last.base() == segment.base()) {
+            let replaced = state.segments.pop_back().expect("there is a last one");
+            replaced.set_released();
+            state.bytes = state.bytes.saturating_sub(replaced.allocated);
+        }
+        if state.segments.is_empty() {
+            self.first_offset.store(segment.base(), Ordering::Release);
+        }
+        debug_assert!(state.segments.back().is_none_or(|last| last.base() < segment.base()));
+        state.segments.push_back(segment);
+    }
+
+    /// Hands a spare out. Waits for one, a bounded time, only when a stock thread runs and nothing
+    /// keeps it from preparing one.
+    pub fn take_spare(&self) -> Result<Spare, NoRoom> {
+        let deadline = Instant::now() + WAIT_FOR_SPARE;
+        let mut state = self.state();
+        loop {
+            if let Some(spare) = state.spares.pop_front() {
+                self.spare_room.fetch_sub(capacity(spare.size), Ordering::Relaxed);
+                self.stock_work.notify_all();
+                return Ok(spare);
+            }
+            if let Some(shortage) = &state.shortage {
+                return Err(shortage.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !state.stock_runs || state.stock_stops || self.is_failed() || left.is_zero() {
+                return Err(NoRoom::Preparing);
+            }
+            let waited = self.spare_ready.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes a spare in, a new one or one that was not used after all.
+    pub fn put_spare(&self, spare: Spare) {
+        let mut state = self.state();
+        self.spare_room.fetch_add(capacity(spare.size), Ordering::Relaxed);
+        state.spares.push_back(spare);
+        state.shortage = None;
+        self.spare_ready.notify_all();
+    }
+
+    /// Says why there will be no further spare for now, and sends away who waits for one.
+    pub fn set_shortage(&self, shortage: NoRoom) {
+        let mut state = self.state();
+        if state.shortage.as_ref() != Some(&shortage) {
+            tracing::warn!(reason = %shortage, "no further segment can be prepared");
+        }
+        state.shortage = Some(shortage);
+        self.spare_ready.notify_all();
+    }
+}
