@@ -1,3 +1,4 @@
 //! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
 
+mod documents;
 mod tidy;

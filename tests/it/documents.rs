@@ -1,0 +1,76 @@
+//! The documents against the code: what they list exists, with the defaults they state, and nothing
+//! that exists is missing from them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use eventflow::config::Config;
+
+fn root(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Keys and values of a flat TOML file, as `section.key` → value text.
+fn settings(toml: &str) -> BTreeMap<String, String> {
+    let mut section = String::new();
+    let mut found = BTreeMap::new();
+    for line in toml.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[') {
+            section = format!("{}.", name.trim_matches(['[', ']']));
+        } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            found.insert(format!("{section}{key}"), value.to_string());
+        }
+    }
+    found
+}
+
+fn defaults() -> Config {
+    Config::parse("empty", "", Vec::new(), &[]).expect("no configuration at all is fine")
+}
+
+#[test]
+fn the_sample_configuration_states_every_key_with_its_default() {
+    let sample = root("data/eventflow.toml");
+    let parsed = Config::parse("data/eventflow.toml", &sample, Vec::new(), &[]).expect("valid");
+    assert_eq!(parsed, defaults(), "data/eventflow.toml must state the defaults");
+    let (stated, real) = (settings(&sample), settings(&defaults().to_toml()));
+    assert_eq!(
+        stated.keys().collect::<Vec<_>>(),
+        real.keys().collect::<Vec<_>>(),
+        "data/eventflow.toml must state every key and no other"
+    );
+}
+
+#[test]
+fn the_configuration_page_lists_every_key_with_its_default() {
+    let page = root("docs/CONFIGURATION.md");
+    let mut listed = BTreeMap::new();
+    for line in page.lines().filter(|l| l.starts_with("| `")) {
+        let cells: Vec<&str> = line.split('|').map(|c| c.trim().trim_matches('`')).collect();
+        listed.insert(cells[1].to_string(), cells[2].to_string());
+    }
+    listed.remove("http.webhook_allowed_origin").expect("listed, off by default");
+    for key in ["sink.name", "sink.type"] {
+        assert_eq!(listed.insert(key.to_string(), "–".to_string()).as_deref(), Some("–"), "{key}");
+    }
+    let mut real = settings(&defaults().to_toml());
+    for key in ["sink.name", "sink.type"] {
+        real.insert(key.to_string(), "–".to_string());
+    }
+    assert_eq!(listed, real, "docs/CONFIGURATION.md (left) against the code (right)");
+}
+
+#[test]
+fn the_sample_events_are_json_and_worth_a_test() {
+    let lines = root("data/events.ndjson");
+    assert!(lines.lines().count() >= 20);
+    for line in lines.lines() {
+        serde_json::from_str::<&serde_json::value::RawValue>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    }
+}
+
+#[test]
+fn architecture_stays_a_page_that_one_reads() {
+    assert!(root("ARCHITECTURE.md").lines().count() < 200);
+}
