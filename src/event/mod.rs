@@ -5,9 +5,22 @@
 //! needs no change is kept exactly as its sender spelled it; every other form is rendered into it
 //! once, on acceptance. So nothing behind the HTTP edge parses an event again to move it.
 //!
-//! Pure code: no I/O, no clock, no thread of its own. Bad input is an error value, never a panic.
+//! * this file: batches of event texts on their way in ([`NewBatch`]) and out ([`StoredBatch`]);
+//! * [`cloudevent`]: what a valid CloudEvent is, reading one and rendering one;
+//! * `line`: the archive's line; `time`: [`Micros`] and RFC 3339.
+//!
+//! Pure code: no I/O, no thread of its own, and no clock but [`Micros::now`]. Bad input is an error
+//! value, never a panic.
+
+pub mod cloudevent;
+mod line;
+mod time;
 
 use bytes::Bytes;
+
+pub use cloudevent::{Attributes, dedupe_tag};
+pub use line::write_archive_line;
+pub use time::Micros;
 
 /// The events of one request, validated and ready to be appended, all or nothing.
 ///
@@ -182,7 +195,3 @@ impl StoredBatch {
         })
     }
 }
-
-/// Microseconds since the Unix epoch, UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Micros(pub i64);
