@@ -1,4 +1,5 @@
 //! The queue on this machine's own disk: two logs, a window a sink, and a dedupe table.
 
+mod dedupe;
 mod ranges;
 mod window;

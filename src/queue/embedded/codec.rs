@@ -1,0 +1,179 @@
+//! The records of the ledger and their bytes. Pure; the only module that names bincode.
+//!
+//! ```text
+//! record   0  1  version of the encoding: 1
+//!          1  …  bincode 1.3.3, little-endian, fixed-width integers, 64-bit lengths
+//! ```
+//!
+//! bincode is no longer maintained (its 3.0.0 is an empty tombstone), so its format is frozen here
+//! by golden bytes, and nothing outside this module would notice another encoding. Variants are
+//! numbered by position: new ones go to the end, none is ever removed.
+//!
+//! Decoding trusts nothing: a length that lies, a version from the future or bytes left over are an
+//! error value, and the caller goes on without the record.
+
+use bincode::Options;
+use serde::{Deserialize, Serialize};
+
+const VERSION: u8 = 1;
+/// The most bytes a record may take; bounds what a damaged length can make us allocate.
+pub const MAX_RECORD_BYTES: u64 = 64 * 1024;
+
+/// One record of the ledger. Each is absolute: the last one about a thing is the truth about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// Where a sink stands.
+    Checkpoint(Checkpoint),
+    /// Whether an operator paused a sink.
+    Paused {
+        /// The sink's configured name.
+        sink: String,
+        /// Whether it is paused.
+        paused: bool,
+    },
+    /// What an opening of the event log, or a read from it, found out about offsets.
+    Findings(Findings),
+    /// A snapshot of everything begins: until its end, records add to the snapshot.
+    SnapshotBegin,
+    /// The snapshot is whole and replaces everything before it.
+    SnapshotEnd {
+        /// How many records stand between its begin and this.
+        records: u64,
+        /// Damaged ranges since the data directory was made.
+        damaged_ranges: u64,
+    },
+}
+
+/// Where a sink stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its configured name.
+    pub sink: String,
+    /// It is done with everything below.
+    pub acked: u64,
+    /// Ranges it is done with above, ascending, end exclusive.
+    pub finished: Vec<(u64, u64)>,
+    /// Events delivered so far.
+    pub delivered: u64,
+    /// Events dropped by policy so far.
+    pub dropped: u64,
+    /// What the sink wants handed back on open.
+    pub token: Option<Vec<u8>>,
+    /// The event log's durable end when this was written.
+    pub durable_end: u64,
+}
+
+/// What is known about offsets without an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// The event log's durable end.
+    pub durable_end: u64,
+    /// Ranges that hold no event, lost ones included; end exclusive.
+    pub voids: Vec<(u64, u64)>,
+    /// Damaged ranges newly found.
+    pub damaged_ranges: u64,
+}
+
+/// A record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer version of this program.
+    #[error("it has format version {0}, and this program knows {VERSION}; use a newer program")]
+    Version(u8),
+    /// Not what its version says.
+    #[error("it cannot be decoded: {0}")]
+    Malformed(String),
+}
+
+fn options() -> impl Options {
+    bincode::DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(MAX_RECORD_BYTES)
+}
+
+/// The record's bytes. An error means a record larger than [`MAX_RECORD_BYTES`], which its bounded
+/// parts do not allow.
+pub fn encode(record: &Record) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![VERSION];
+    options().serialize_into(&mut bytes, record).map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+/// The record with these bytes.
+pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => {
+            options().deserialize(rest).map_err(|e| DecodeError::Malformed(e.to_string()))
+        }
+        Some((&version, _)) => Err(DecodeError::Version(version)),
+        None => Err(DecodeError::Malformed("it is empty".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Record> {
+        vec![
+            Record::Checkpoint(Checkpoint {
+                sink: "ab".to_owned(),
+                acked: 5,
+                finished: vec![(7, 9)],
+                delivered: 6,
+                dropped: 1,
+                token: Some(vec![0xaa]),
+                durable_end: 10,
+            }),
+            Record::Paused { sink: "c".to_owned(), paused: true },
+            Record::Findings(Findings { durable_end: 3, voids: vec![(1, 2)], damaged_ranges: 1 }),
+            Record::SnapshotBegin,
+            Record::SnapshotEnd { records: 2, damaged_ranges: 4 },
+        ]
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn the_bytes_of_every_record_stay_what_they_are() {
+        let golden = [
+            concat!(
+                "01", "00000000", "0200000000000000", "6162", "0500000000000000",
+                "0100000000000000", "0700000000000000", "0900000000000000", "0600000000000000",
+                "0100000000000000", "01", "0100000000000000", "aa", "0a00000000000000"
+            ),
+            concat!("01", "01000000", "0100000000000000", "63", "01"),
+            concat!(
+                "01", "02000000", "0300000000000000", "0100000000000000", "0100000000000000",
+                "0200000000000000", "0100000000000000"
+            ),
+            concat!("01", "03000000"),
+            concat!("01", "04000000", "0200000000000000", "0400000000000000"),
+        ];
+        for (record, golden) in samples().iter().zip(golden) {
+            let bytes = encode(record).unwrap();
+            assert_eq!(hex(&bytes), golden, "{record:?}");
+            assert_eq!(&decode(&bytes).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_whole_record_decodes() {
+        for record in samples() {
+            let bytes = encode(&record).unwrap();
+            for end in 0..bytes.len() {
+                assert!(decode(&bytes[..end]).is_err(), "{record:?} cut at {end}");
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            assert!(decode(&longer).is_err(), "a byte too many");
+        }
+        assert!(matches!(decode(&[2, 3, 0, 0, 0]), Err(DecodeError::Version(2))));
+    }
+
+    #[test]
+    fn a_length_that_lies_allocates_nothing() {
+        let mut bytes = encode(&Record::Paused { sink: "c".to_owned(), paused: true }).unwrap();
+        bytes[5..13].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(matches!(decode(&bytes), Err(DecodeError::Malformed(_))));
+    }
+}

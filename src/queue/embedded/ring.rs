@@ -1,0 +1,223 @@
+//! The durable side of the dedupe window: one file of fixed size, so that a duplicate is known as
+//! one even after its first copy's segment was freed and the process restarted.
+//!
+//! ```text
+//! ledger/dedupe.ring     0  header, copy A    (one sector each; the valid one with the higher
+//!                      512  header, copy B     sequence counts)
+//!                     4096  window × 16 bytes: the tag of offset o at position  o mod window,
+//!                           0 where the offset is void
+//!
+//! header   0  8  magic "EVFLRNG1"
+//!          8  4  crc32 of bytes 16..48
+//!         12  4  zero
+//!         16  8  sequence
+//!         24  8  window
+//!         32  8  start: no tag below this offset was ever kept here
+//!         40  8  end: every tag below this offset is durable here
+//! ```
+//!
+//! Used by one thread at a time. It only ever trails the log: tags are written first and synced,
+//! then a header says so. When the power fails in between, positions may hold the tags of later
+//! offsets than the header allows for. Those they replaced were out of the window by then, because
+//! the log was further along already; and the log is walked from `end` on open, which puts the right
+//! offsets on top. So an entry can be attributed to too low an offset, and never a tag that nobody
+//! sent.
+//!
+//! Creating the file is the only moment that needs disk space. A ring that is missing, damaged or
+//! failing costs memory of old duplicates at most; it is never a reason not to start.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Access, Disk, DiskFile};
+
+const MAGIC: [u8; 8] = *b"EVFLRNG1";
+const HEADER_BYTES: usize = 48;
+const SECTOR: u64 = 512;
+const DATA: u64 = 4096;
+const TAG_BYTES: u64 = 16;
+/// Tags moved by one read or write.
+const CHUNK_TAGS: u64 = 8192;
+
+/// The file's name in its directory.
+pub const FILE_NAME: &str = "dedupe.ring";
+const NEW_NAME: &str = "dedupe.ring.new";
+
+/// An open ring.
+#[derive(Debug)]
+pub struct Ring {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    header: Header,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    sequence: u64,
+    window: u64,
+    start: u64,
+    end: u64,
+}
+
+impl Header {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        for (at, field) in [(16, self.sequence), (24, self.window), (32, self.start), (40, self.end)] {
+            bytes[at..at + 8].copy_from_slice(&field.to_le_bytes());
+        }
+        let crc = crc32fast::hash(&bytes[16..]);
+        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+        let field = |at: usize| bytes[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
+        let crc = crc32fast::hash(&bytes[16..]);
+        if bytes[..8] != MAGIC || bytes[8..12] != crc.to_le_bytes() {
+            return None;
+        }
+        let header = Self { sequence: field(16)?, window: field(24)?, start: field(32)?, end: field(40)? };
+        (header.window > 0 && header.start <= header.end).then_some(header)
+    }
+}
+
+impl Ring {
+    /// Opens the ring in `dir`. `Ok(None)` when there is none, an error when what is there cannot be
+    /// read as one.
+    pub fn open(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Self>> {
+        let path = dir.join(FILE_NAME);
+        let file = match disk.open(&path, Access::ReadWrite) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut newest: Option<Header> = None;
+        for copy in [0, SECTOR] {
+            let mut bytes = [0; HEADER_BYTES];
+            if file.read_full_at(&mut bytes, copy)? < HEADER_BYTES {
+                continue;
+            }
+            if let Some(header) = Header::decode(&bytes) {
+                newest = newest.filter(|n| n.sequence >= header.sequence).or(Some(header));
+            }
+        }
+        let header = newest.ok_or_else(|| bad("neither copy of its header is valid"))?;
+        let bytes = header.window.checked_mul(TAG_BYTES).and_then(|b| b.checked_add(DATA));
+        if bytes.is_none_or(|bytes| file.len().map_or(true, |len| len < bytes)) {
+            return Err(bad("it is shorter than its header says"));
+        }
+        Ok(Some(Self { path, file, header }))
+    }
+
+    /// Makes a new ring that replaces whatever is in `dir`, with everything `old` remembers as far
+    /// as it can be read; without an old one it begins empty at offset `start`.
+    pub fn create(
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        window: u64,
+        start: u64,
+        old: Option<&Ring>,
+    ) -> io::Result<Self> {
+        let (path, new) = (dir.join(FILE_NAME), dir.join(NEW_NAME));
+        match disk.remove(&new) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = disk.create(&new)?;
+        let zeros = vec![0; (CHUNK_TAGS * TAG_BYTES) as usize];
+        let bytes = DATA + window * TAG_BYTES;
+        let mut at = 0;
+        while at < bytes {
+            let len = (bytes - at).min(zeros.len() as u64);
+            file.write_all_at(&zeros[..len as usize], at)?;
+            at += len;
+        }
+        let (start, end) = old.map_or((start, start), |old| (old.first(), old.header.end));
+        let start = start.max(end.saturating_sub(window));
+        let ring = Self { path, file, header: Header { sequence: 1, window, start, end } };
+        if let Some(old) = old {
+            old.read(start, |offset, tags| ring.write(offset, tags))?;
+        }
+        ring.file.write_all_at(&ring.header.encode(), (ring.header.sequence % 2) * SECTOR)?;
+        ring.file.sync_data()?;
+        disk.replace(&new, &ring.path)?;
+        disk.sync_dir(dir)?;
+        Ok(ring)
+    }
+
+    /// How many offsets it remembers.
+    pub fn window(&self) -> u64 {
+        self.header.window
+    }
+
+    /// The offset below which every tag is durable here.
+    pub fn end(&self) -> u64 {
+        self.header.end
+    }
+
+    /// The lowest offset it has a tag for.
+    pub fn first(&self) -> u64 {
+        self.header.start.max(self.header.end.saturating_sub(self.header.window))
+    }
+
+    /// Hands every remembered tag from offset `from` on to `take`, in runs of ascending offsets.
+    pub fn read(&self, from: u64, mut take: impl FnMut(u64, &[u128]) -> io::Result<()>) -> io::Result<()> {
+        let mut offset = from.max(self.first());
+        let mut bytes = vec![0; (CHUNK_TAGS * TAG_BYTES) as usize];
+        let mut tags = Vec::with_capacity(CHUNK_TAGS as usize);
+        while offset < self.header.end {
+            let run = self.run(offset, self.header.end - offset);
+            let bytes = &mut bytes[..(run * TAG_BYTES) as usize];
+            if self.file.read_full_at(bytes, self.position(offset))? < bytes.len() {
+                return Err(bad("it ends early"));
+            }
+            tags.clear();
+            let whole = bytes.chunks_exact(TAG_BYTES as usize);
+            tags.extend(whole.filter_map(|tag| tag.first_chunk()).map(|tag| u128::from_le_bytes(*tag)));
+            take(offset, &tags)?;
+            offset += run;
+        }
+        Ok(())
+    }
+
+    /// Writes the tags of a run of offsets, 0 for a void one. They count after [`Ring::publish`].
+    pub fn write(&self, offset: u64, tags: &[u128]) -> io::Result<()> {
+        let mut offset = offset;
+        let mut rest = tags;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at(self.run(offset, rest.len() as u64) as usize);
+            let bytes: Vec<u8> = run.iter().flat_map(|tag| tag.to_le_bytes()).collect();
+            self.file.write_all_at(&bytes, self.position(offset))?;
+            offset += run.len() as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, then says so: the end moves to `end`. After an error this
+    /// ring must not be used again, because nobody knows what of it the disk has.
+    pub fn publish(&mut self, end: u64) -> io::Result<()> {
+        self.file.sync_data()?;
+        let header = Header { sequence: self.header.sequence + 1, end, ..self.header };
+        // The copies take turns, so that a torn header leaves the other one standing.
+        self.file.write_all_at(&header.encode(), (header.sequence % 2) * SECTOR)?;
+        self.file.sync_data()?;
+        self.header = header;
+        Ok(())
+    }
+
+    fn position(&self, offset: u64) -> u64 {
+        DATA + offset % self.header.window * TAG_BYTES
+    }
+
+    /// How many of `max` offsets lie in a row in the file, at most one chunk.
+    fn run(&self, offset: u64, max: u64) -> u64 {
+        max.min(self.header.window - offset % self.header.window).min(CHUNK_TAGS)
+    }
+}
+
+fn bad(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
