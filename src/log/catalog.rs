@@ -124,6 +124,16 @@ impl Log {
         self.shared.stock_work.notify_all();
     }
 
+    /// The base of the newest segment: everything below it lies in segments that take nothing more.
+    pub fn sealed_end(&self) -> u64 {
+        self.shared.state().segments.back().map_or(0, |newest| newest.base())
+    }
+
+    /// The largest frame, header and table included, that an append may make.
+    pub fn max_frame_bytes(&self) -> u64 {
+        capacity(self.shared.options.segment_bytes)
+    }
+
     /// The segment that holds `offset`, for readers.
     pub(super) fn locate(&self, offset: u64) -> Place {
         let state = self.shared.state();

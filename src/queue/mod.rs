@@ -165,8 +165,9 @@ pub struct Claim {
 
 /// The side of a queue that claims come back to.
 pub trait ClaimOwner: Send + Sync {
-    /// Takes note of what became of a claimed range. Returns at once; the checkpoint follows.
-    fn resolve(&self, sink: SinkId, range: std::ops::Range<u64>, delivery: Delivery);
+    /// Takes note of what became of a claimed range, which held `batch`. Returns at once; the
+    /// checkpoint follows.
+    fn resolve(&self, sink: SinkId, range: std::ops::Range<u64>, batch: &Batch, delivery: Delivery);
     /// Takes a claimed range back unresolved.
     fn give_back(&self, sink: SinkId, range: std::ops::Range<u64>);
 }
@@ -180,7 +181,7 @@ impl Claim {
     /// Hands in the sink's answer.
     pub fn resolve(mut self, delivery: Delivery) {
         if let Some(owner) = self.owner.take() {
-            owner.resolve(self.sink, self.range.clone(), delivery);
+            owner.resolve(self.sink, self.range.clone(), &self.batch, delivery);
         }
     }
 }

@@ -41,7 +41,7 @@ struct FakeQueue(Arc<FakeOwner>);
 struct FakeOwner(Mutex<Book>);
 
 impl ClaimOwner for FakeOwner {
-    fn resolve(&self, _: SinkId, range: Range<u64>, delivery: Delivery) {
+    fn resolve(&self, _: SinkId, range: Range<u64>, _: &Batch, delivery: Delivery) {
         self.0.lock().unwrap().resolved.push((range, delivery));
     }
     fn give_back(&self, _: SinkId, range: Range<u64>) {
