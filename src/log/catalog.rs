@@ -6,6 +6,7 @@
 //! are atomics beside it.
 
 use std::collections::VecDeque;
+use std::mem::Discriminant;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -57,7 +58,7 @@ impl Log {
 
     /// Everything below this offset is durable and may be read. Cheap: one atomic load.
     pub fn durable_end(&self) -> u64 {
-        self.shared.durable_end.load(Ordering::Acquire)
+        self.shared.durable_end()
     }
 
     /// The offset the next record gets. May be ahead of the durable end while a commit is under way.
@@ -205,7 +206,7 @@ pub(super) struct Shared {
     durable_moved: Notify,
     state: Mutex<State>,
     /// The stock waits here for something to do.
-    stock_work: Condvar,
+    pub stock_work: Condvar,
     /// The writer waits here for a spare.
     spare_ready: Condvar,
 }
@@ -223,8 +224,12 @@ pub(super) struct State {
     pub bytes: u64,
     /// Why the stock prepares no further spare although it should.
     pub shortage: Option<NoRoom>,
+    /// The kind of shortage the operator was told of.
+    pub told_shortage: Option<Discriminant<NoRoom>>,
     /// A stock thread runs, so waiting for a spare makes sense.
     pub stock_runs: bool,
+    /// Something happened since its last step began: a release, or a spare was used.
+    pub stock_has_work: bool,
     /// It was asked to return.
     pub stock_stops: bool,
 }
@@ -350,6 +355,10 @@ impl Shared {
         error
     }
 
+    pub fn durable_end(&self) -> u64 {
+        self.durable_end.load(Ordering::Acquire)
+    }
+
     /// Everything below `end` is durable from now on. The caller has published positions and
     /// segments before.
     pub fn publish_durable(&self, end: u64) {
@@ -381,6 +390,7 @@ impl Shared {
             let first = state.segments.front().expect("the newest stays");
             self.first_offset.store(first.base(), Ordering::Release);
             state.shortage = None; // the stock will say if it still is one
+            state.stock_has_work = true;
             self.stock_work.notify_all();
         }
     }
@@ -409,6 +419,7 @@ impl Shared {
         loop {
             if let Some(spare) = state.spares.pop_front() {
                 self.spare_room.fetch_sub(capacity(spare.size), Ordering::Relaxed);
+                state.stock_has_work = true;
                 self.stock_work.notify_all();
                 return Ok(spare);
             }
@@ -429,17 +440,55 @@ impl Shared {
         let mut state = self.state();
         self.spare_room.fetch_add(capacity(spare.size), Ordering::Relaxed);
         state.spares.push_back(spare);
-        state.shortage = None;
-        self.spare_ready.notify_all();
+        self.end_shortage(state);
     }
 
     /// Says why there will be no further spare for now, and sends away who waits for one.
     pub fn set_shortage(&self, shortage: NoRoom) {
         let mut state = self.state();
-        if state.shortage.as_ref() != Some(&shortage) {
-            tracing::warn!(reason = %shortage, "no further segment can be prepared");
+        let kind = Some(std::mem::discriminant(&shortage));
+        let is_news = state.spares.is_empty() && state.told_shortage != kind;
+        if is_news {
+            tracing::warn!(reason = %shortage, "appends are refused until there is room");
+            state.told_shortage = kind;
         }
         state.shortage = Some(shortage);
+        self.spare_ready.notify_all();
+    }
+
+    /// Nothing keeps spares from being prepared.
+    pub fn clear_shortage(&self) {
+        self.end_shortage(self.state());
+    }
+
+    fn end_shortage(&self, mut state: MutexGuard<'_, State>) {
+        state.shortage = None;
+        if state.told_shortage.take().is_some() {
+            tracing::info!("there is room for appends again");
+        }
+        self.spare_ready.notify_all();
+    }
+
+    /// The oldest released segment is no more; `bytes` of it are off the disk.
+    pub fn forget_released(&self, bytes: u64) {
+        let mut state = self.state();
+        state.released.pop_front();
+        state.bytes = state.bytes.saturating_sub(bytes);
+    }
+
+    /// A file of `bytes` is off the disk.
+    pub fn forget_bytes(&self, bytes: u64) {
+        let mut state = self.state();
+        state.bytes = state.bytes.saturating_sub(bytes);
+    }
+
+    /// Base of the newest segment.
+    pub fn newest_base(&self) -> Option<u64> {
+        self.state().segments.back().map(|segment| segment.base())
+    }
+
+    /// Sends away who waits for a spare that nobody prepares any more.
+    pub fn wake_writer(&self) {
         self.spare_ready.notify_all();
     }
 }
