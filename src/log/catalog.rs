@@ -132,7 +132,7 @@ impl Log {
 
     /// The largest frame, header and table included, that an append may make.
     pub fn max_frame_bytes(&self) -> u64 {
-        capacity(self.shared.options.segment_bytes)
+        self.shared.largest_frame()
     }
 
     /// The segment that holds `offset`, for readers.
@@ -370,6 +370,11 @@ impl Shared {
     pub fn publish_next(&self, next: u64, active_room: u64) {
         self.next_offset.store(next, Ordering::Release);
         self.active_room.store(active_room, Ordering::Relaxed);
+    }
+
+    /// The largest frame that can be appended.
+    pub fn largest_frame(&self) -> u64 {
+        capacity(self.options.segment_bytes).min(u32::MAX as u64) // its header counts in 32 bits
     }
 
     /// Bytes of frames that fit into the active segment and the ready spares.

@@ -4,7 +4,7 @@
 //! A segment that cannot be opened is an error of the reader that wanted it, of nobody else.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -211,9 +211,4 @@ impl Segment {
     pub(super) fn set_released(&self) {
         self.released.store(true, Ordering::SeqCst);
     }
-}
-
-/// The directory a path lies in.
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
 }

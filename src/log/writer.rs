@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::catalog::{MARKER_BYTES, Resume, Shared, Spare, capacity};
+use super::catalog::{MARKER_BYTES, Resume, Shared, Spare};
 use super::frame::{self, Header, Kind, Record, frame_bytes};
 use super::segment::{self, Segment, SegmentHeader, segment_name};
 use super::{AppendError, Entropy, LogError, NoRoom};
@@ -131,7 +131,7 @@ impl Writer {
         }
         let payload_bytes: u64 = records.clone().map(|record| record.bytes.len() as u64).sum();
         let bytes = frame_bytes(count, payload_bytes);
-        let limit_bytes = self.limit_bytes();
+        let limit_bytes = self.shared.largest_frame();
         if bytes > limit_bytes {
             return Err(AppendError::TooLarge { bytes, limit_bytes });
         }
@@ -230,11 +230,6 @@ impl Writer {
         }
         self.commit()?;
         Ok(())
-    }
-
-    /// The largest frame that can be appended.
-    fn limit_bytes(&self) -> u64 {
-        capacity(self.shared.options.segment_bytes).min(u32::MAX as u64)
     }
 
     /// Bytes of frames the active segment still takes.
