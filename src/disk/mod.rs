@@ -2,7 +2,7 @@
 //!
 //! The event log, the ledger and the archive write through [`Disk`], so that one simulated
 //! implementation can stop the power at any of their operations and keep any subset of what was
-//! not synced. There are two implementations: [`RealDisk`] and `SimulatedDisk`.
+//! not synced. There are two implementations: [`RealDisk`] and [`SimulatedDisk`].
 //!
 //! The trait speaks of what POSIX promises and no more: a write is volatile until
 //! [`DiskFile::sync_data`] returns; a name is volatile until [`Disk::sync_dir`] on its directory
@@ -16,8 +16,10 @@ use std::io;
 use std::path::Path;
 
 mod real;
+pub mod simulated;
 
 pub use real::RealDisk;
+pub use simulated::SimulatedDisk;
 
 /// A file system, or something that behaves like one.
 pub trait Disk: Send + Sync + fmt::Debug {
