@@ -14,11 +14,14 @@
 //! `event` (what an event is), `log` (the format on disk) and `queue` (the seam), then
 //! `daemon`, which reads top to bottom.
 
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod disk;
 
 pub mod event;
 pub mod log;
 pub mod queue;
 pub mod sink;
+pub mod telemetry;
 pub mod worker;

@@ -1,3 +1,5 @@
-//! The `eventflow` command.
+//! The `eventflow` command: parses, calls, and exits with the code that says what happened.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    eventflow::cli::main()
+}

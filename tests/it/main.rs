@@ -1,4 +1,5 @@
 //! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
 
+mod cli;
 mod documents;
 mod tidy;

@@ -1,0 +1,259 @@
+//! What talks to a running daemon over HTTP: the shared client, and `status`.
+//!
+//! Blocking, on the main thread, with a deadline on everything.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use clap::Args;
+use serde::Deserialize;
+
+use super::{Exit, Failure, print};
+
+/// Where the daemon is.
+#[derive(Debug, Args)]
+pub(super) struct UrlArgs {
+    /// The daemon's address
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub(super) url: String,
+}
+
+impl UrlArgs {
+    /// The address of `path` on the daemon.
+    pub(super) fn at(&self, path: &str) -> String {
+        let base = self.url.trim_end_matches('/');
+        let scheme = if base.contains("://") { "" } else { "http://" };
+        format!("{scheme}{base}{path}")
+    }
+}
+
+/// A client that hands back every status as an answer and never waits for ever.
+pub(super) fn agent(answer_within: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        // The daemon is addressed directly: a proxy meant for the web would answer in its place.
+        .proxy(None)
+        .user_agent(concat!("eventflow/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_recv_response(Some(answer_within))
+        .timeout_recv_body(Some(answer_within))
+        .build()
+        .into()
+}
+
+/// What a daemon that cannot be reached means to the user.
+pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+    Failure::failed(format_args!("no answer from {url} ({error}); is the daemon running? `--url` says where"))
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    url: UrlArgs,
+    /// Print the daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    version: String,
+    uptime_seconds: f64,
+    state: String,
+    #[serde(default)]
+    wal: Wal,
+    #[serde(default)]
+    sinks: Vec<Sink>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wal {
+    first_offset: u64,
+    next_offset: u64,
+    bytes: u64,
+    budget_bytes: u64,
+    segments: u64,
+    damaged_ranges: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sink {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    state: String,
+    acked_offset: u64,
+    pending: u64,
+    in_flight: u64,
+    retrying: u64,
+    dead: u64,
+    delivered: u64,
+    dropped: u64,
+    last_error: Option<String>,
+}
+
+/// `eventflow status`
+pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
+    let url = args.url.at("/v1/status");
+    let mut response =
+        agent(Duration::from_secs(10)).get(&url).call().map_err(|error| unreachable(&url, &error))?;
+    let text = response.body_mut().read_to_string().map_err(|error| unreachable(&url, &error))?;
+    if response.status() != 200 {
+        return Err(Failure::failed(format_args!("{url} answered {}: {}", response.status(), text.trim())));
+    }
+    let status: Status = serde_json::from_str(&text).map_err(|error| {
+        Failure::failed(format_args!(
+            "{url} did not answer with a status ({error}); is that an eventflow daemon?"
+        ))
+    })?;
+    if args.json {
+        print(&format!("{}\n", text.trim_end()))?;
+    } else {
+        print(&table(&status))?;
+    }
+    let wrong: Vec<String> = status.sinks.iter().filter_map(|sink| imbalance(&status.wal, sink)).collect();
+    if wrong.is_empty() { Ok(Exit::Done) } else { Err(Failure::failed(wrong.join("\n"))) }
+}
+
+/// Checks that a sink's numbers add up. Offsets that hold no event for it (void ones, or those from
+/// before it was configured) are the only ones it may leave out.
+fn imbalance(wal: &Wal, sink: &Sink) -> Option<String> {
+    let sum = [sink.delivered, sink.dropped, sink.dead, sink.retrying, sink.pending];
+    let sum: u128 = sum.iter().map(|n| u128::from(*n)).sum();
+    if sum > u128::from(wal.next_offset) {
+        return Some(format!(
+            "sink `{}` accounts for {sum} events, but only {} were ever accepted; please report this",
+            sink.name, wal.next_offset
+        ));
+    }
+    if sink.in_flight > sink.pending || sink.acked_offset > wal.next_offset {
+        return Some(format!("sink `{}` has numbers that cannot be; please report this", sink.name));
+    }
+    None
+}
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const WAITING: Style = AnsiColor::Yellow.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const HEAD: Style = Style::new().bold();
+
+fn table(status: &Status) -> String {
+    let mut out = String::new();
+    let wal = &status.wal;
+    let colour = match status.state.as_str() {
+        "serving" => GOOD,
+        "failed" => BAD,
+        _ => WAITING,
+    };
+    let up = Duration::from_secs(status.uptime_seconds.max(0.0) as u64);
+    let _ = writeln!(
+        out,
+        "eventflow {}  {colour}{}{colour:#}  up {}",
+        status.version,
+        status.state,
+        humantime::format_duration(up)
+    );
+    let used = (wal.bytes as f64 / wal.budget_bytes.max(1) as f64) * 100.0;
+    let _ = writeln!(
+        out,
+        "log  offsets {}..{}  {} of {} ({used:.0} %)  {} segments",
+        wal.first_offset,
+        wal.next_offset,
+        bytesize::ByteSize(wal.bytes),
+        bytesize::ByteSize(wal.budget_bytes),
+        wal.segments
+    );
+    if wal.damaged_ranges > 0 {
+        let _ = writeln!(
+            out,
+            "{BAD}{} damaged ranges{BAD:#}: `eventflow wal verify` lists them",
+            wal.damaged_ranges
+        );
+    }
+    let _ = writeln!(out);
+    sinks(&mut out, &status.sinks);
+    out
+}
+
+fn sinks(out: &mut String, sinks: &[Sink]) {
+    let name_width = sinks.iter().map(|sink| sink.name.len()).max().unwrap_or(0).max(4);
+    let _ = writeln!(
+        out,
+        "{HEAD}{:name_width$}  {:9}  {:11}  {:>12}  {:>12}  {:>9}  {:>9}  {:>9}  {:>12}  {:>9}{HEAD:#}",
+        "sink",
+        "type",
+        "state",
+        "acked below",
+        "pending",
+        "in flight",
+        "retrying",
+        "dead",
+        "delivered",
+        "dropped"
+    );
+    for sink in sinks {
+        let colour = if sink.state == "running" { GOOD } else { WAITING };
+        let _ = writeln!(
+            out,
+            "{:name_width$}  {:9}  {colour}{:11}{colour:#}  {:>12}  {:>12}  {:>9}  {:>9}  {:>9}  {:>12}  {:>9}",
+            sink.name,
+            sink.kind,
+            sink.state,
+            sink.acked_offset,
+            sink.pending,
+            sink.in_flight,
+            sink.retrying,
+            sink.dead,
+            sink.delivered,
+            sink.dropped
+        );
+        if let Some(error) = &sink.last_error {
+            let _ = writeln!(out, "{:name_width$}  {BAD}{error}{BAD:#}", "");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &str = r#"{"version":"0.1.0","uptime_seconds":61.5,"state":"serving",
+        "wal":{"first_offset":0,"next_offset":10,"bytes":67108864,"budget_bytes":1073741824,"segments":1,"damaged_ranges":1},
+        "sinks":[{"name":"archive","type":"json_file","state":"backing_off","acked_offset":8,"pending":2,"in_flight":1,
+                  "retrying":0,"dead":0,"delivered":8,"dropped":0,"last_error":"disk full"}]}"#;
+
+    #[test]
+    fn the_table_shows_what_needs_attention() {
+        let status: Status = serde_json::from_str(ANSWER).unwrap();
+        let plain = anstream::adapter::strip_str(&table(&status)).to_string();
+        for word in
+            ["serving", "up 1m 1s", "offsets 0..10", "1 damaged", "archive", "backing_off", "disk full"]
+        {
+            assert!(plain.contains(word), "{plain}\nlacks {word}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_add_up_are_said() {
+        let status: Status = serde_json::from_str(ANSWER).unwrap();
+        assert_eq!(imbalance(&status.wal, &status.sinks[0]), None);
+        for (field, value) in [("delivered", 9), ("in_flight", 3), ("acked_offset", 11)] {
+            let mut answer: serde_json::Value = serde_json::from_str(ANSWER).unwrap();
+            answer["sinks"][0][field] = value.into();
+            let status: Status = serde_json::from_value(answer).unwrap();
+            assert!(imbalance(&status.wal, &status.sinks[0]).is_some(), "{field}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_come_with_or_without_scheme_and_slash() {
+        for url in ["http://h:1", "http://h:1/", "h:1"] {
+            assert_eq!(UrlArgs { url: url.to_owned() }.at("/v1/status"), "http://h:1/v1/status");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What reads a data directory, of a running or a stopped daemon: `wal inspect` and `wal verify`.
+//!
+//! Read-only, on the main thread. Damage is an answer (code 5), not an error.
+
+use std::fmt::Write;
+use std::io::{self, IsTerminal};
+use std::ops::Range;
+
+use anstyle::{AnsiColor, Style};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{ConfigArgs, Exit, Failure, print};
+use crate::disk::RealDisk;
+use crate::log::inspect::{Depth, Inspection, SegmentInfo, inspect};
+use crate::log::{Damage, Stream};
+
+/// `eventflow wal …`
+#[derive(Debug, Subcommand)]
+pub(super) enum WalVerb {
+    /// List the segments; reads their headers and scans the last one
+    #[command(after_help = "Example:
+  eventflow wal inspect --data-dir /var/lib/eventflow")]
+    Inspect(WalArgs),
+    /// Read every record and check it; exits 0 when the log is intact and 5 when it is damaged
+    #[command(after_help = "Examples:
+  eventflow wal verify --data-dir /var/lib/eventflow
+  eventflow wal verify --json | jq .damage")]
+    Verify(WalArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WalArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const HEAD: Style = Style::new().bold();
+
+/// `eventflow wal inspect`, `eventflow wal verify`
+pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
+    let (args, depth) = match verb {
+        WalVerb::Inspect(args) => (args, Depth::Headers),
+        WalVerb::Verify(args) => (args, Depth::Everything),
+    };
+    let dir = args.config.load(None)?.data_dir.join("wal");
+    if !dir.is_dir() {
+        let dir = dir.display();
+        return Err(Failure::failed(format_args!(
+            "there is no log in {dir}; `--data-dir` says where to look"
+        )));
+    }
+    let bar = progress();
+    let found = inspect(&RealDisk::default(), &dir, Stream::Events, depth, &mut |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let found = found.map_err(Failure::failed)?;
+    let text = match (args.json, depth) {
+        (true, _) => format!("{}\n", as_json(&found)),
+        (false, Depth::Headers) => format!("{}\n{}", segments(&found), summary(&found)),
+        (false, Depth::Everything) => summary(&found),
+    };
+    print(&text)?;
+    // Looking is no judgement; verifying is.
+    let damaged = depth == Depth::Everything && !found.damage.is_empty();
+    Ok(if damaged { Exit::Damaged } else { Exit::Done })
+}
+
+/// Progress on a terminal; nothing anywhere else.
+fn progress() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    match ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}") {
+        Ok(style) => ProgressBar::new(0).with_style(style),
+        Err(_) => ProgressBar::new(0),
+    }
+}
+
+fn segments(found: &Inspection) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{HEAD}{:28}  {:>20}  {:>20}  {:>10}  {:>10}  {:>8}  {:>10}  created{HEAD:#}",
+        "segment", "first offset", "next offset", "bytes", "used", "frames", "records"
+    );
+    let or_dash = |number: Option<u64>| number.map_or("-".to_owned(), |n| n.to_string());
+    for segment in &found.segments {
+        let _ = writeln!(
+            out,
+            "{:28}  {:>20}  {:>20}  {:>10}  {:>10}  {:>8}  {:>10}  {}",
+            name(segment),
+            segment.base,
+            or_dash(segment.end),
+            segment.bytes,
+            or_dash(segment.used_bytes),
+            or_dash(segment.frames),
+            or_dash(segment.records),
+            created(segment)
+        );
+    }
+    out
+}
+
+fn name(segment: &SegmentInfo) -> String {
+    segment.file.file_name().unwrap_or(segment.file.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn created(segment: &SegmentInfo) -> String {
+    jiff::Timestamp::from_microsecond(segment.created_micros).map_or("-".to_owned(), |time| time.to_string())
+}
+
+fn summary(found: &Inspection) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "offsets {}..{} in {} segments, {} spares; durable below {}",
+        found.first_offset,
+        found.next_offset,
+        found.segments.len(),
+        found.spares,
+        found.known_durable
+    );
+    for void in &found.voids {
+        let _ =
+            writeln!(out, "void: offsets {}..{} hold no event, and none was promised", void.start, void.end);
+    }
+    if let Some(tail) = &found.torn_tail {
+        let _ = writeln!(
+            out,
+            "torn tail: {} from byte {} on, {} bytes that are not zero; nothing there was acknowledged",
+            tail.file.display(),
+            tail.position,
+            tail.non_zero_bytes
+        );
+    }
+    for name in &found.foreign {
+        let _ = writeln!(out, "ignored: `{name}` is no segment of this log");
+    }
+    for Damage { file, bytes, lost, reason, .. } in &found.damage {
+        let _ = writeln!(
+            out,
+            "{BAD}damaged{BAD:#}: {} bytes {}..{}: {reason}; {}",
+            file.display(),
+            bytes.start,
+            bytes.end,
+            lost_events(lost)
+        );
+    }
+    if found.damage.is_empty() {
+        let _ = writeln!(out, "{GOOD}no damage{GOOD:#}");
+    }
+    out
+}
+
+fn lost_events(lost: &Range<u64>) -> String {
+    match lost.end.saturating_sub(lost.start) {
+        0 => "no event is lost".to_owned(),
+        1 => format!("the event at offset {} is lost", lost.start),
+        _ => format!("the events at offsets {}..{} are lost", lost.start, lost.end),
+    }
+}
+
+fn as_json(found: &Inspection) -> serde_json::Value {
+    let range = |range: &Range<u64>| json!([range.start, range.end]);
+    let segments = found.segments.iter().map(|segment| {
+        json!({"file": name(segment), "first_offset": segment.base, "next_offset": segment.end,
+               "created": created(segment), "bytes": segment.bytes, "used_bytes": segment.used_bytes,
+               "frames": segment.frames, "records": segment.records})
+    });
+    let damage = found.damage.iter().map(|damage| {
+        json!({"file": damage.file.display().to_string(), "bytes": range(&damage.bytes),
+               "lost": range(&damage.lost), "reason": damage.reason})
+    });
+    let tail = found.torn_tail.as_ref().map(|tail| {
+        json!({"file": tail.file.display().to_string(), "position": tail.position,
+               "non_zero_bytes": tail.non_zero_bytes})
+    });
+    json!({
+        "first_offset": found.first_offset, "next_offset": found.next_offset, "durable_below": found.known_durable,
+        "intact": found.damage.is_empty(), "spares": found.spares,
+        "segments": segments.collect::<Vec<_>>(), "damage": damage.collect::<Vec<_>>(),
+        "voids": found.voids.iter().map(range).collect::<Vec<_>>(),
+        "torn_tail": tail, "foreign": found.foreign,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_damaged_range_and_each_void_is_listed() {
+        let found = Inspection {
+            next_offset: 9,
+            voids: vec![7..8],
+            damage: vec![Damage {
+                file: "wal/0.seg".into(),
+                bytes: 4096..4200,
+                lost: 3..4,
+                quarantined: None,
+                reason: "its checksum is wrong".to_owned(),
+            }],
+            ..Inspection::default()
+        };
+        let text = summary(&found);
+        for words in ["wal/0.seg bytes 4096..4200", "checksum", "offset 3 is lost", "offsets 7..8"] {
+            assert!(text.contains(words), "{text}\nlacks {words}");
+        }
+        let json = as_json(&found);
+        assert_eq!(json["intact"], false);
+        assert_eq!(json["damage"][0]["lost"], json!([3, 4]));
+        assert_eq!(json["voids"], json!([[7, 8]]));
+    }
+}
