@@ -205,3 +205,6 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("the caller checked the length"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,3 +212,6 @@ impl Segment {
         self.released.store(true, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests;
