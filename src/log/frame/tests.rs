@@ -76,14 +76,8 @@ fn the_bytes_of_a_frame_never_change() {
 
 #[test]
 fn the_bytes_of_a_marker_never_change() {
-    let header = Header {
-        kind: Kind::CleanStop,
-        base: 43,
-        durable: 43,
-        records: 0,
-        payload_bytes: 0,
-        ..golden().0
-    };
+    let header =
+        Header { kind: Kind::CleanStop, base: 43, durable: 43, records: 0, payload_bytes: 0, ..golden().0 };
     let mut out = Vec::new();
     encode(&mut out, &header, std::iter::empty());
     assert_eq!(out, CLEAN_STOP);

@@ -113,7 +113,9 @@ fn a_noted_position_is_never_behind_the_offset_looked_for() {
     segment.note(60, far);
     segment.note(55, far + NOTE_EVERY); // a second reader, behind the first
     segment.note(70, far + NOTE_EVERY);
-    for (offset, position) in [(42, DATA_START), (59, DATA_START), (60, far), (69, far), (70, far + NOTE_EVERY)] {
+    for (offset, position) in
+        [(42, DATA_START), (59, DATA_START), (60, far), (69, far), (70, far + NOTE_EVERY)]
+    {
         assert_eq!(segment.position_before(offset), position, "offset {offset}");
     }
 }
