@@ -39,8 +39,6 @@ pub enum Record {
     SnapshotEnd {
         /// How many records stand between its begin and this.
         records: u64,
-        /// Damaged ranges since the data directory was made.
-        damaged_ranges: u64,
     },
 }
 
@@ -70,7 +68,7 @@ pub struct Findings {
     pub durable_end: u64,
     /// Ranges that hold no event, lost ones included; end exclusive.
     pub voids: Vec<(u64, u64)>,
-    /// Damaged ranges newly found.
+    /// Damaged ranges found since the data directory was made.
     pub damaged_ranges: u64,
 }
 
@@ -126,7 +124,7 @@ mod tests {
             Record::Paused { sink: "c".to_owned(), paused: true },
             Record::Findings(Findings { durable_end: 3, voids: vec![(1, 2)], damaged_ranges: 1 }),
             Record::SnapshotBegin,
-            Record::SnapshotEnd { records: 2, damaged_ranges: 4 },
+            Record::SnapshotEnd { records: 2 },
         ]
     }
 
@@ -164,7 +162,7 @@ mod tests {
                 "0100000000000000"
             ),
             concat!("01", "03000000"),
-            concat!("01", "04000000", "0200000000000000", "0400000000000000"),
+            concat!("01", "04000000", "0200000000000000"),
         ];
         for (record, golden) in samples().iter().zip(golden) {
             let bytes = encode(record).unwrap();

@@ -1,0 +1,203 @@
+//! Group commit: everything that waits goes into the log with one write and one sync, then everyone
+//! is answered.
+//!
+//! [`Committer::run`] is a task on the ingest runtime: it wakes when something waits, yields once, so
+//! that it runs behind every request that is ready to be read, and commits inline. The steps are plain
+//! functions, so that tests drive them by hand. When a write or sync fails, everyone who waits is
+//! told so, the queue is latched, and the task ends with the error; the process must end (contract,
+//! promise 8). When the task is dropped, receipts resolve to the same answer.
+//!
+//! Nobody is told "duplicate" before the first copy is durable: it is in the log already, or in this
+//! very group, which is answered after its sync.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::log::frame::Record;
+use crate::log::{AppendError, LogError, Writer};
+use crate::queue::{Appended, Refusal};
+
+use super::dedupe::Dedupe;
+use super::state::{Append, Shared, refusal_of};
+
+/// The single owner of the event log's writer and of the dedupe window.
+#[derive(Debug)]
+pub struct Committer {
+    shared: Arc<Shared>,
+    writer: Writer,
+    dedupe: Dedupe,
+    idle_marker: Duration,
+    /// The group being written; kept for its memory, like the two below.
+    group: Vec<Append>,
+    /// Positions of one batch's events that are no duplicates.
+    fresh: Vec<u32>,
+    answers: Vec<Answer>,
+    _farewell: Farewell,
+}
+
+type Answer = (oneshot::Sender<Result<Appended, Refusal>>, Result<Appended, Refusal>);
+
+/// What one commit did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Committed {
+    /// Appends answered, refused ones included.
+    pub answered: usize,
+    /// Events appended.
+    pub events: u64,
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, writer: Writer, dedupe: Dedupe, idle_marker: Duration) -> Self {
+        Self {
+            _farewell: Farewell(Arc::clone(&shared)),
+            shared,
+            writer,
+            dedupe,
+            idle_marker,
+            group: Vec::new(),
+            fresh: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Commits groups until the queue takes no more appends, then leaves the mark of a clean stop.
+    pub async fn run(mut self) -> Result<(), LogError> {
+        let shared = Arc::clone(&self.shared);
+        let mut marked = true;
+        loop {
+            let (waits, closed) = {
+                let waiting = shared.waiting();
+                (!waiting.appends.is_empty(), waiting.closed)
+            };
+            if waits {
+                // Behind everything that is ready now: its appends belong to this group.
+                tokio::task::yield_now().await;
+                self.commit_pending()?;
+                marked = false;
+            } else if closed || shared.failed().is_some() {
+                return self.close();
+            } else if marked {
+                shared.append_waits.notified().await;
+            } else if tokio::time::timeout(self.idle_marker, shared.append_waits.notified()).await.is_err() {
+                self.mark_idle()?;
+                marked = true;
+            }
+        }
+    }
+
+    /// Writes and syncs everything that waits as one group, then answers it.
+    pub fn commit_pending(&mut self) -> Result<Committed, LogError> {
+        {
+            let mut waiting = self.shared.waiting();
+            std::mem::swap(&mut waiting.appends, &mut self.group);
+            waiting.bytes = 0;
+        }
+        let mut committed = Committed::default();
+        let mut group = std::mem::take(&mut self.group);
+        for append in group.drain(..) {
+            let appended = self.append(&append);
+            if let Err(AppendError::Failed(error)) = appended {
+                self.answers.push((append.answer, Err(Refusal::StorageFailed)));
+                // Whoever is left of the group is dropped unanswered, which says the same.
+                return Err(self.fail(error));
+            }
+            committed.answered += 1;
+            committed.events += appended.as_ref().map_or(0, |appended| appended.accepted);
+            self.answers.push((append.answer, appended.map_err(refusal)));
+        }
+        self.group = group;
+        if let Err(error) = self.writer.commit() {
+            return Err(self.fail(error));
+        }
+        for (answer, outcome) in self.answers.drain(..) {
+            // A client that is gone does not want to know.
+            let _ = answer.send(outcome);
+        }
+        Ok(committed)
+    }
+
+    /// Puts what is new in one batch into the group; nothing of it when there is no room.
+    fn append(&mut self, append: &Append) -> Result<Appended, AppendError> {
+        let batch = &append.batch;
+        let first_offset = self.dedupe.next();
+        self.fresh.clear();
+        self.dedupe.begin();
+        for index in 0..batch.len() {
+            if self.dedupe.offer(batch.get(index).tag) {
+                self.fresh.push(index as u32);
+            }
+        }
+        let appended = Appended {
+            accepted: self.fresh.len() as u64,
+            duplicates: (batch.len() - self.fresh.len()) as u64,
+            first_offset,
+        };
+        if self.fresh.is_empty() {
+            return Ok(appended);
+        }
+        let records = self.fresh.iter().map(|index| {
+            let event = batch.get(*index as usize);
+            Record { tag: event.tag, crc: event.crc, bytes: event.text }
+        });
+        match self.writer.append(append.accepted_at.0, records) {
+            Ok(base) => {
+                debug_assert_eq!(base, first_offset, "log and dedupe window count alike");
+                Ok(Appended { first_offset: base, ..appended })
+            }
+            Err(error) => {
+                self.dedupe.undo();
+                Err(error)
+            }
+        }
+    }
+
+    /// Records in the log that everything is durable.
+    pub fn mark_idle(&mut self) -> Result<(), LogError> {
+        self.writer.mark_idle().map_err(|error| self.fail(error))
+    }
+
+    /// Leaves the mark of a clean stop; unless the log has failed, everything is durable by now.
+    pub fn close(self) -> Result<(), LogError> {
+        if let Some(reason) = self.shared.failed() {
+            return Err(LogError::Failed(reason));
+        }
+        let shared = self.shared;
+        self.writer.close().inspect_err(|error| shared.fail(error.to_string()))
+    }
+
+    /// Latches the queue and answers everyone who waits.
+    fn fail(&mut self, error: LogError) -> LogError {
+        self.shared.fail(error.to_string());
+        for (answer, _) in self.answers.drain(..) {
+            let _ = answer.send(Err(Refusal::StorageFailed));
+        }
+        let mut waiting = self.shared.waiting();
+        waiting.closed = true;
+        for append in waiting.appends.drain(..) {
+            let _ = append.answer.send(Err(Refusal::StorageFailed));
+        }
+        error
+    }
+}
+
+/// A committer that is gone answers nobody: whoever still waits must not wait for ever.
+#[derive(Debug)]
+struct Farewell(Arc<Shared>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        waiting.closed = true;
+        waiting.appends.clear();
+    }
+}
+
+fn refusal(error: AppendError) -> Refusal {
+    match error {
+        AppendError::NoRoom(no_room) => refusal_of(no_room),
+        AppendError::TooLarge { bytes, limit_bytes } => Refusal::TooLarge { bytes, limit_bytes },
+        AppendError::Failed(_) => Refusal::StorageFailed,
+    }
+}

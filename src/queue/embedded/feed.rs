@@ -1,0 +1,146 @@
+//! Keeps the durable ring of dedupe tags up with the log.
+//!
+//! Steps run on the ledger thread. A segment may be freed only once its tags are in the ring; that
+//! is what [`Feed::release_limit`] says. A ring that fails is given up and made anew; until that works
+//! the limit is lifted, because a full log would be worse than a duplicate after a restart.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::log::{Log, ReadError, Reader};
+
+use super::ring::Ring;
+
+/// Tags read at once.
+const READ_TAGS: usize = 8192;
+/// Tags between two syncs of the ring.
+const STEP_TAGS: u64 = 65_536;
+
+/// Feeds the ring.
+#[derive(Debug)]
+pub(super) struct Feed {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    window: u64,
+    log: Log,
+    reader: Reader,
+    ring: State,
+    pairs: Vec<(u64, u128)>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Dedupe is turned off.
+    Off,
+    /// In use.
+    On(Ring),
+    /// Could not be made or written; what is left of the last one, for its tags.
+    Broken(Option<Ring>),
+}
+
+impl Feed {
+    /// Feeds `ring` from `log`; without a ring, one is made at the first step. `window` 0 is off.
+    pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, window: u64, log: Log, ring: Option<Ring>) -> Self {
+        let ring = match ring {
+            _ if window == 0 => State::Off,
+            Some(ring) if ring.window() == window => State::On(ring),
+            old => State::Broken(old),
+        };
+        let reader = log.reader(log.first_offset());
+        Self { disk, dir, window, log, reader, ring, pairs: Vec::new() }
+    }
+
+    /// Segments below this offset may go as far as duplicates are concerned.
+    pub fn release_limit(&self) -> u64 {
+        match &self.ring {
+            State::On(ring) => ring.end(),
+            State::Off | State::Broken(_) => u64::MAX,
+        }
+    }
+
+    /// Does one unit of work; `true` when there is more.
+    pub fn step(&mut self) -> bool {
+        match std::mem::replace(&mut self.ring, State::Off) {
+            State::Off => false,
+            State::Broken(old) => {
+                let start = self.log.next_offset().saturating_sub(self.window).max(self.log.first_offset());
+                let made = Ring::create(&self.disk, &self.dir, self.window, start, old.as_ref())
+                    // An old ring that cannot be copied must not keep a new one from being made.
+                    .or_else(|_| Ring::create(&self.disk, &self.dir, self.window, start, None));
+                match made {
+                    Ok(ring) => {
+                        self.ring = State::On(ring);
+                        true
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the dedupe ring still cannot be made");
+                        self.ring = State::Broken(old);
+                        false
+                    }
+                }
+            }
+            State::On(mut ring) => match self.advance(&mut ring) {
+                Ok(more) => {
+                    self.ring = State::On(ring);
+                    more
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        %error,
+                        "the dedupe ring failed and is made anew; until then duplicates of freed events \
+                         are not recognised after a restart"
+                    );
+                    self.ring = State::Broken(Some(ring));
+                    false
+                }
+            },
+        }
+    }
+
+    fn advance(&mut self, ring: &mut Ring) -> io::Result<bool> {
+        let sealed = self.log.sealed_end();
+        let from = ring.end();
+        if from >= sealed {
+            return Ok(false);
+        }
+        self.reader.seek(from.max(self.log.first_offset()));
+        let mut written = from;
+        while written < sealed && written - from < STEP_TAGS {
+            self.pairs.clear();
+            let before = self.reader.position();
+            if let Err(error) = self.reader.read_tags(READ_TAGS, &mut self.pairs) {
+                // Trying again may work; only what was read so far is published.
+                warn_read(&error);
+                break;
+            }
+            let end = self.reader.position();
+            if end <= before {
+                break;
+            }
+            self.write_run(ring, written, end)?;
+            written = end;
+        }
+        if written > from {
+            ring.publish(written)?;
+        }
+        Ok(written > from && written < sealed)
+    }
+
+    /// Writes the tags that were read as those of `start..end`, 0 where none was.
+    fn write_run(&self, ring: &Ring, start: u64, end: u64) -> io::Result<()> {
+        let start = start.max(end.saturating_sub(self.window));
+        let mut tags = vec![0; (end - start) as usize];
+        for (offset, tag) in &self.pairs {
+            if let Some(place) = offset.checked_sub(start).and_then(|at| tags.get_mut(at as usize)) {
+                *place = *tag;
+            }
+        }
+        ring.write(start, &tags)
+    }
+}
+
+fn warn_read(error: &ReadError) {
+    tracing::warn!(%error, "the tags of a segment cannot be read; it is kept and tried again");
+}

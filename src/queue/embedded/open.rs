@@ -1,0 +1,362 @@
+//! Opening: what the ledger remembers, what the event log holds, and how the two fit together.
+//!
+//! ```text
+//! ledger recovered and replayed ─► event log recovered, told what is known to be durable
+//!        ─► what was found is written to the ledger and synced ─► only then: claims and appends
+//! ```
+//!
+//! A crash anywhere in between leads to the same verdict again (rule R9). Runs on the caller's thread
+//! and blocks; takes no longer for a longer backlog. A damaged ledger, a missing one, or a ring that
+//! cannot be read is never a reason not to start: it costs redelivery, or forgets old duplicates.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::Config;
+use crate::disk::Disk;
+use crate::log::{self, Damage, Entropy, Log, LogError, ReadError, Recovered, Report, Stock, Stream};
+use crate::queue::{QueueError, SinkInfo};
+use crate::sink::Resume;
+
+use super::EmbeddedQueue;
+use super::codec::{Checkpoint, Record};
+use super::commit::Committer;
+use super::dedupe::Dedupe;
+use super::feed::Feed;
+use super::ledger::{self, Clock, Ledger, Memory, Parts};
+use super::ranges::RangeSet;
+use super::ring::Ring;
+use super::state::{Shared, SinkProgress, State};
+use super::window::Window;
+
+/// Files the ledger may take: two in use, the rest for a snapshot that needs more than one.
+const LEDGER_SEGMENTS: u64 = 16;
+/// Tags read at once while filling the dedupe window.
+const READ_TAGS: usize = 8192;
+
+/// An opened queue and the parts that want a thread or a task of their own.
+#[derive(Debug)]
+pub struct Opened {
+    /// What everybody else talks to.
+    pub queue: Arc<EmbeddedQueue>,
+    /// The task of the ingest runtime: [`Committer::run`].
+    pub committer: Committer,
+    /// A thread: [`Ledger::run`].
+    pub ledger: Ledger,
+    /// A thread: [`Stock::run`], for the event log.
+    pub stock: Stock,
+    /// Where each configured sink goes on, in order.
+    pub resumes: Vec<Resume>,
+    /// What recovery found in the event log.
+    pub wal_report: Report,
+    /// What recovery found in the ledger.
+    pub ledger_report: Report,
+}
+
+/// The queue cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The event log cannot be recovered.
+    #[error("the event log cannot be opened: {0}")]
+    Wal(#[source] LogError),
+    /// The ledger cannot be recovered.
+    #[error("the ledger cannot be opened: {0}")]
+    Ledger(#[source] LogError),
+    /// The ledger cannot be read.
+    #[error("the ledger cannot be read: {0}; check the disk, then start again")]
+    Replay(#[source] ReadError),
+    /// What recovery found cannot be written down.
+    #[error("the findings of the recovery cannot be written: {0}")]
+    Write(#[source] QueueError),
+}
+
+/// Opens the queue in `config.data_dir` for these sinks. `entropy` gives salts and hash seeds.
+pub fn open(
+    disk: Arc<dyn Disk>,
+    config: &Config,
+    sinks: Vec<SinkInfo>,
+    entropy: Entropy,
+    clock: Clock,
+) -> Result<Opened, OpenError> {
+    let entropy = Arc::new(Mutex::new(entropy));
+    let now = clock().0;
+
+    let ledger = log::recover(disk.clone(), ledger_options(config), 0, share(&entropy), now)
+        .map_err(OpenError::Ledger)?;
+    tell_recovery("ledger", &ledger.report);
+    let (memory, left_out) = ledger::replay(&ledger.log).map_err(OpenError::Replay)?;
+    let is_damaged = left_out > 0 || !ledger.report.damage.is_empty();
+
+    let ring = open_ring(&*disk, config);
+    // Tags come into the ring only once they are durable, so its end speaks for the log as well.
+    let known_durable = memory.durable_end.max(ring.as_ref().map_or(0, Ring::end));
+    let wal = log::recover(disk.clone(), wal_options(config), known_durable, share(&entropy), now)
+        .map_err(OpenError::Wal)?;
+    tell_recovery("wal", &wal.report);
+
+    let dedupe = fill_window(&wal.log, config.wal.dedupe_window, ring.as_ref(), share(&entropy));
+    let ledger_dir = ledger_options(config).dir;
+    let mut feed = Feed::new(disk, ledger_dir, config.wal.dedupe_window, wal.log.clone(), ring);
+    feed.step(); // makes a ring where there is none of this window; the rest follows in the background
+
+    let state = restore(&memory, &wal, &sinks, is_damaged);
+    let gone = gone_sinks(&memory, &sinks);
+    let resumes = state.sinks.iter().map(resume).collect();
+    let shared = Arc::new(Shared::new(wal.log, sinks, config.http.max_waiting_bytes, state));
+    let mut ledger_owner = Ledger::new(Parts {
+        shared: Arc::clone(&shared),
+        log: ledger.log,
+        writer: ledger.writer,
+        stock: ledger.stock,
+        feed,
+        clock,
+        interval: config.ledger.checkpoint_interval,
+        gone,
+    });
+    // R9: nothing is claimed or accepted before this is durable. Without room on the disk the ledger's
+    // thread tries again, and the queue refuses meanwhile.
+    ledger_owner.step().map_err(OpenError::Write)?;
+
+    Ok(Opened {
+        queue: Arc::new(EmbeddedQueue::new(Arc::clone(&shared))),
+        committer: Committer::new(shared, wal.writer, dedupe, config.wal.idle_marker),
+        ledger: ledger_owner,
+        stock: wal.stock,
+        resumes,
+        wal_report: wal.report,
+        ledger_report: ledger.report,
+    })
+}
+
+/// Where the event log is and what it may take; `wal inspect` and `wal verify` use the same.
+pub fn wal_options(config: &Config) -> log::Options {
+    log::Options {
+        dir: config.data_dir.join("wal"),
+        quarantine_dir: quarantine_dir(config),
+        stream: Stream::Events,
+        segment_bytes: config.wal.segment_bytes,
+        budget_bytes: config.wal.budget_bytes,
+        spares: config.wal.spares,
+        min_free_disk_bytes: config.wal.min_free_disk_bytes,
+    }
+}
+
+/// Where the ledger is and what it may take. It may use the room that `min_free_disk` keeps from
+/// others: a checkpoint is what frees space.
+pub fn ledger_options(config: &Config) -> log::Options {
+    log::Options {
+        dir: config.data_dir.join("ledger"),
+        quarantine_dir: quarantine_dir(config),
+        stream: Stream::Ledger,
+        segment_bytes: config.ledger.segment_bytes,
+        budget_bytes: config.ledger.segment_bytes * LEDGER_SEGMENTS,
+        spares: 1,
+        min_free_disk_bytes: 0,
+    }
+}
+
+fn quarantine_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("quarantine")
+}
+
+/// A source of entropy for one more owner.
+fn share(entropy: &Arc<Mutex<Entropy>>) -> Entropy {
+    let entropy = Arc::clone(entropy);
+    Box::new(move || (entropy.lock().unwrap_or_else(PoisonError::into_inner))())
+}
+
+fn tell_recovery(log: &'static str, report: &Report) {
+    for damage in &report.damage {
+        tell_damage(log, damage);
+    }
+    if let Some(torn) = &report.torn_tail {
+        tracing::info!(
+            log,
+            file = %torn.file.display(),
+            position = torn.position,
+            bytes = torn.non_zero_bytes,
+            "a torn tail was cut; nothing in it was acknowledged"
+        );
+    }
+    for name in &report.foreign {
+        tracing::warn!(log, name, "a foreign file is ignored");
+    }
+}
+
+pub(super) fn tell_damage(log: &'static str, damage: &Damage) {
+    tracing::error!(
+        log,
+        file = %damage.file.display(),
+        from_byte = damage.bytes.start,
+        to_byte = damage.bytes.end,
+        first_lost = damage.lost.start,
+        lost = damage.lost.end.saturating_sub(damage.lost.start),
+        quarantined = damage.quarantined.as_ref().map(|path| tracing::field::display(path.display())),
+        reason = damage.reason,
+        "damage found; everything intact around it is delivered"
+    );
+}
+
+fn open_ring(disk: &dyn Disk, config: &Config) -> Option<Ring> {
+    if config.wal.dedupe_window == 0 {
+        return None;
+    }
+    match Ring::open(disk, &ledger_options(config).dir) {
+        Ok(ring) => ring,
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the dedupe ring cannot be read; duplicates of events that were freed are not recognised"
+            );
+            None
+        }
+    }
+}
+
+/// The dedupe window as it was: old tags out of the ring, the rest out of the log.
+fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy) -> Dedupe {
+    let next = log.next_offset();
+    let from = next.saturating_sub(window);
+    let mut dedupe = Dedupe::new(window, from, (entropy(), entropy()));
+    if window == 0 {
+        dedupe.skip_to(next);
+        return dedupe;
+    }
+    let mut load = |offset: u64, tag: u128| {
+        if tag != 0 && offset < next {
+            dedupe.load(offset, tag);
+        }
+    };
+    let mut in_ring = from;
+    if let Some(ring) = ring {
+        in_ring = ring.end();
+        let read = ring.read(from, |offset, tags| {
+            (offset..).zip(tags).for_each(|(offset, tag)| load(offset, *tag));
+            Ok(())
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "part of the dedupe ring cannot be read; old duplicates may be missed");
+        }
+    }
+    let mut reader = log.reader(in_ring.max(from).max(log.first_offset()));
+    let mut pairs = Vec::with_capacity(READ_TAGS);
+    loop {
+        pairs.clear();
+        let before = reader.position();
+        if let Err(error) = reader.read_tags(READ_TAGS, &mut pairs) {
+            tracing::warn!(%error, "tags in the log cannot be read; duplicates of these events may be missed");
+            break;
+        }
+        pairs.iter().for_each(|(offset, tag)| load(*offset, *tag));
+        if reader.position() <= before {
+            break;
+        }
+    }
+    dedupe.skip_to(next);
+    dedupe
+}
+
+/// Every configured sink's progress, and what is void.
+fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: bool) -> State {
+    let report = &wal.report;
+    let mut voids = memory.voids.clone();
+    let mut damaged_ranges = memory.damaged_ranges;
+    for damage in &report.damage {
+        // An opening that did not get as far as the ledger finds the same again; once written down,
+        // it is known.
+        if damage.lost.is_empty() || !voids.covers(&damage.lost) {
+            damaged_ranges += 1;
+            voids.insert(damage.lost.clone());
+        }
+    }
+    report.voids.iter().for_each(|range| voids.insert(range.clone()));
+    let held = wal.log.first_offset()..wal.log.next_offset();
+    let mut state = State {
+        voids,
+        damaged_ranges,
+        generation: 1,
+        // Always written, because it says how far the log is durable.
+        findings_changed: 1,
+        ..State::default()
+    };
+    for info in sinks {
+        let progress = restore_sink(info, memory, &held, &state.voids, is_damaged);
+        state.sinks.push(progress);
+    }
+    state
+}
+
+fn restore_sink(
+    info: &SinkInfo,
+    memory: &Memory,
+    held: &Range<u64>,
+    voids: &RangeSet,
+    is_damaged: bool,
+) -> SinkProgress {
+    let known = memory.checkpoints.get(&info.name);
+    // A ledger that knows nothing although the log was released from: it was lost, and all that is
+    // not held any more had been finished by every sink.
+    let was_lost = memory.is_blank && held.start > 0;
+    let checkpoint = match known {
+        Some(known) => known.clone(),
+        None if was_lost => Checkpoint::default(),
+        None => Checkpoint { acked: held.start, ..Checkpoint::default() },
+    };
+    let finished: RangeSet =
+        checkpoint.finished.iter().filter(|(s, e)| s < e).map(|(s, e)| *s..(*e).min(held.end)).collect();
+    let acked = checkpoint.acked.clamp(held.start, held.end);
+    let mut delivered = checkpoint.delivered;
+    if checkpoint.acked < held.start {
+        let gone = checkpoint.acked..held.start;
+        let unfinished = gone.end - gone.start - finished.overlap(gone.clone());
+        if was_lost || is_damaged {
+            // Released, so this sink was done with it; the checkpoint that said so is lost.
+            delivered += unfinished - voids.overlap(gone).min(unfinished);
+        } else {
+            tracing::warn!(
+                sink = info.name,
+                events = unfinished,
+                "events were freed while this sink was not configured; it goes on with what is held"
+            );
+        }
+    }
+    let window = Window::resume(acked, finished.iter());
+    let paused_by_operator = memory.paused.get(&info.name).copied().unwrap_or(false);
+    SinkProgress {
+        durable_acked: window.acked(),
+        window,
+        delivered,
+        dropped: checkpoint.dropped,
+        token: checkpoint.token,
+        paused: paused_by_operator || info.starts_paused,
+        paused_by_operator,
+        backing_off: None,
+        last_error: None,
+        reader: None,
+        changed: u64::from(known.is_none()),
+        pause_changed: 0,
+    }
+}
+
+fn resume(sink: &SinkProgress) -> Resume {
+    Resume { token: sink.token.clone(), next_offset: sink.window.acked() }
+}
+
+/// What is kept about sinks that are not configured: they may come back.
+fn gone_sinks(memory: &Memory, sinks: &[SinkInfo]) -> Vec<Record> {
+    let is_gone = |name: &&String| !sinks.iter().any(|info| info.name == **name);
+    let mut records = Vec::new();
+    for (name, checkpoint) in memory.checkpoints.iter().filter(|(name, _)| is_gone(name)) {
+        tracing::warn!(
+            sink = name,
+            acked_offset = checkpoint.acked,
+            "a sink with a checkpoint is not configured any more; events are not kept for it"
+        );
+        records.push(Record::Checkpoint(checkpoint.clone()));
+    }
+    for (name, paused) in memory.paused.iter().filter(|(name, _)| is_gone(name)) {
+        records.push(Record::Paused { sink: name.clone(), paused: *paused });
+    }
+    records
+}

@@ -1,0 +1,341 @@
+//! What the committer, the workers and the ledger thread share: every sink's progress, the void
+//! offsets, and the wake-ups between them.
+//!
+//! One lock guards the numbers, so that [`State`] seen under it is consistent; it is held for a few
+//! instructions, never across I/O or an await. The queue of waiting appends has a lock of its own,
+//! because the ingest thread takes it for every request.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::event::{Micros, NewBatch};
+use crate::log::{Log, NoRoom, Reader};
+use crate::queue::{Appended, Refusal, SinkInfo};
+
+use super::codec::{Checkpoint, Findings, Record};
+use super::ranges::RangeSet;
+use super::window::Window;
+
+/// Ranges finished ahead that one checkpoint keeps; what is beyond is delivered again after a crash.
+const MAX_CHECKPOINT_RANGES: usize = 256;
+/// Void ranges one ledger record holds. Both bounds keep every record below the smallest segment.
+const MAX_FINDINGS_RANGES: usize = 256;
+
+/// Behind every handle of one queue.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The event log.
+    pub log: Log,
+    /// The configured sinks, in order.
+    pub infos: Vec<SinkInfo>,
+    /// Most bytes of appends that wait for the committer.
+    pub max_waiting_bytes: u64,
+    state: Mutex<State>,
+    /// The ledger thread waits here for something to write.
+    ledger_work: Condvar,
+    /// Generations of [`State`] that are in the ledger.
+    pub written: watch::Sender<u64>,
+    waiting: Mutex<Waiting>,
+    /// The committer waits here for an append.
+    pub append_waits: Notify,
+    /// Claims wait here for anything but new events.
+    pub claimable: Notify,
+    /// What recovery found is in the ledger, and the ledger has a spare: events may be taken and
+    /// handed out.
+    ready: AtomicBool,
+    draining: AtomicBool,
+    failure: OnceLock<String>,
+}
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// One for each configured sink, in order.
+    pub sinks: Vec<SinkProgress>,
+    /// Offsets that hold no event, as far as they still matter.
+    pub voids: RangeSet,
+    /// Damaged ranges since the data directory was made.
+    pub damaged_ranges: u64,
+    /// Counts changes that belong into the ledger.
+    pub generation: u64,
+    /// The generation of the last change to voids or damage.
+    pub findings_changed: u64,
+    /// Everything up to this generation is in the ledger.
+    pub written: u64,
+    /// Somebody waits for the ledger; no coalescing.
+    pub urgent: bool,
+    /// The ledger thread is asked to finish.
+    pub stop: bool,
+}
+
+/// One sink's progress.
+#[derive(Debug)]
+pub(super) struct SinkProgress {
+    /// Claims as ranges.
+    pub window: Window,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Events dropped by policy.
+    pub dropped: u64,
+    /// What the sink wants handed back on open.
+    pub token: Option<Vec<u8>>,
+    /// Nothing is claimed.
+    pub paused: bool,
+    /// What the ledger is to say about a pause.
+    pub paused_by_operator: bool,
+    /// Why it waits for its target, if it does.
+    pub backing_off: Option<String>,
+    /// The last reason for a failure.
+    pub last_error: Option<String>,
+    /// The low-water mark of the last durable checkpoint: segments below it may go.
+    pub durable_acked: u64,
+    /// Its reader, while no claim uses it.
+    pub reader: Option<Reader>,
+    /// The generation of its last change.
+    pub changed: u64,
+    /// The generation of its last pause or resume.
+    pub pause_changed: u64,
+}
+
+/// Appends that wait for the next group commit.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// In order of arrival.
+    pub appends: Vec<Append>,
+    /// Bytes their frames will take.
+    pub bytes: u64,
+    /// Nothing more is taken.
+    pub closed: bool,
+}
+
+/// One append that waits.
+#[derive(Debug)]
+pub(super) struct Append {
+    /// Its events.
+    pub batch: NewBatch,
+    /// When they were accepted.
+    pub accepted_at: Micros,
+    /// Who waits for the answer.
+    pub answer: oneshot::Sender<Result<Appended, Refusal>>,
+}
+
+/// What the ledger is to write.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// The records.
+    pub records: Vec<Record>,
+    /// The generation they show.
+    pub generation: u64,
+    /// Each sink's low-water mark in them.
+    pub acked: Vec<u64>,
+}
+
+impl Shared {
+    pub fn new(log: Log, infos: Vec<SinkInfo>, max_waiting_bytes: u64, state: State) -> Self {
+        Self {
+            log,
+            infos,
+            max_waiting_bytes,
+            state: Mutex::new(state),
+            ledger_work: Condvar::new(),
+            written: watch::Sender::new(0),
+            waiting: Mutex::new(Waiting::default()),
+            append_waits: Notify::new(),
+            claimable: Notify::new(),
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            failure: OnceLock::new(),
+        }
+    }
+
+    /// The numbers. A thread that panicked with the lock cannot have broken them: each change is
+    /// complete before the next call that could panic.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the storage has failed, if it has.
+    pub fn failed(&self) -> Option<String> {
+        self.failure.get().cloned().or_else(|| self.log.failed())
+    }
+
+    /// Latches the queue; everyone who waits wakes up to see it.
+    pub fn fail(&self, reason: String) {
+        if self.failure.set(reason).is_ok() {
+            self.append_waits.notify_one();
+            self.claimable.notify_waiters();
+            self.written.send_modify(|_| {});
+            self.wake_ledger();
+        }
+    }
+
+    /// Why an append whose frame takes `frame_bytes`, behind `waiting_bytes` others, is refused.
+    pub fn refusal(&self, frame_bytes: u64, waiting_bytes: u64) -> Option<Refusal> {
+        if self.failed().is_some() {
+            return Some(Refusal::StorageFailed);
+        }
+        if !self.is_ready() {
+            return Some(Refusal::StorageFull);
+        }
+        // A request that waits alone is never too much, whatever its size.
+        if waiting_bytes > 0 && waiting_bytes.saturating_add(frame_bytes) > self.max_waiting_bytes {
+            return Some(Refusal::Overloaded);
+        }
+        self.log.room_for(waiting_bytes.saturating_add(frame_bytes)).err().map(refusal_of)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub fn set_ready(&self) {
+        if !self.ready.swap(true, Ordering::AcqRel) {
+            self.claimable.notify_waiters();
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.claimable.notify_waiters();
+    }
+
+    /// Wakes the ledger thread. The lock makes sure that it is not between looking and waiting.
+    pub fn wake_ledger(&self) {
+        let _state = self.state();
+        self.ledger_work.notify_one();
+    }
+
+    /// Waits until something is to be written, or `timeout` has passed.
+    pub fn wait_for_work(&self, timeout: Duration) {
+        let idle = |state: &mut State| !state.is_dirty() && !state.stop && self.failed().is_none();
+        let state = self.state();
+        let waited = self.ledger_work.wait_timeout_while(state, timeout, idle);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits out the pause between two checkpoints, unless somebody is in a hurry.
+    pub fn wait_for_urgency(&self, timeout: Duration) {
+        let calm = |state: &mut State| !state.urgent && !state.stop && self.failed().is_none();
+        let state = self.state();
+        let waited = self.ledger_work.wait_timeout_while(state, timeout, calm);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes a change to a sink that belongs into the ledger.
+    pub fn changed(&self, state: &mut State, sink: usize) {
+        let was_dirty = state.is_dirty();
+        state.generation += 1;
+        state.sinks[sink].changed = state.generation;
+        if !was_dirty {
+            self.ledger_work.notify_one();
+        }
+    }
+
+    /// Adds damage and voids found while reading; `true` for what was not known before.
+    pub fn found(&self, state: &mut State, lost: &[Range<u64>], is_damage: bool) -> bool {
+        let mut is_new = false;
+        for range in lost.iter().filter(|range| !range.is_empty()) {
+            if !state.voids.covers(range) {
+                state.voids.insert(range.clone());
+                state.damaged_ranges += u64::from(is_damage);
+                is_new = true;
+            }
+        }
+        if is_new {
+            state.generation += 1;
+            state.findings_changed = state.generation;
+            self.ledger_work.notify_one();
+        }
+        is_new
+    }
+}
+
+/// What a lack of room means to a client.
+pub(super) fn refusal_of(no_room: NoRoom) -> Refusal {
+    match no_room {
+        NoRoom::Budget => Refusal::WalFull,
+        NoRoom::Disk(_) => Refusal::StorageFull,
+        NoRoom::Preparing => Refusal::Overloaded,
+    }
+}
+
+impl State {
+    /// Whether the ledger does not say everything yet.
+    pub fn is_dirty(&self) -> bool {
+        self.generation > self.written
+    }
+
+    /// Everything the ledger does not say yet; with `all`, everything there is.
+    pub fn work(&self, infos: &[SinkInfo], durable_end: u64, all: bool) -> Work {
+        let mut records = Vec::new();
+        if all || self.findings_changed > self.written {
+            records.extend(self.findings(durable_end));
+        }
+        for (sink, info) in self.sinks.iter().zip(infos) {
+            if all || sink.changed > self.written {
+                records.push(Record::Checkpoint(sink.checkpoint(&info.name, durable_end, &self.voids)));
+            }
+            if all || sink.pause_changed > self.written {
+                records.push(Record::Paused { sink: info.name.clone(), paused: sink.paused_by_operator });
+            }
+        }
+        Work {
+            records,
+            generation: self.generation,
+            acked: self.sinks.iter().map(|sink| sink.window.acked()).collect(),
+        }
+    }
+
+    /// Notes that `work` is durable in the ledger.
+    pub fn settle(&mut self, work: &Work) {
+        self.written = self.written.max(work.generation);
+        for (sink, acked) in self.sinks.iter_mut().zip(&work.acked) {
+            sink.durable_acked = sink.durable_acked.max(*acked);
+        }
+    }
+
+    fn findings(&self, durable_end: u64) -> Vec<Record> {
+        let voids: Vec<_> = self.voids.iter().map(|range| (range.start, range.end)).collect();
+        let record = |voids: &[(u64, u64)]| {
+            Record::Findings(Findings {
+                durable_end,
+                voids: voids.to_vec(),
+                damaged_ranges: self.damaged_ranges,
+            })
+        };
+        if voids.is_empty() {
+            return vec![record(&[])];
+        }
+        voids.chunks(MAX_FINDINGS_RANGES).map(record).collect()
+    }
+}
+
+impl SinkProgress {
+    fn checkpoint(&self, name: &str, durable_end: u64, voids: &RangeSet) -> Checkpoint {
+        let events = |range: Range<u64>| range.end - range.start - voids.overlap(range);
+        // What does not fit is not counted either: it will be delivered, and counted, again.
+        let beyond: u64 = self.window.finished().iter().skip(MAX_CHECKPOINT_RANGES).map(events).sum();
+        let finished = self.window.finished().iter().take(MAX_CHECKPOINT_RANGES);
+        Checkpoint {
+            sink: name.to_owned(),
+            acked: self.window.acked(),
+            finished: finished.map(|range| (range.start, range.end)).collect(),
+            delivered: self.delivered.saturating_sub(beyond),
+            dropped: self.dropped,
+            token: self.token.clone(),
+            durable_end,
+        }
+    }
+}
