@@ -106,7 +106,9 @@ impl EmbeddedQueue {
             if progress.paused {
                 return Ok(None);
             }
-            let Some(range) = progress.window.claim(durable_end, limit.events as u64) else { return Ok(None) };
+            let Some(range) = progress.window.claim(durable_end, limit.events as u64) else {
+                return Ok(None);
+            };
             (range, progress.reader.take())
         };
         let mut reader = reader.unwrap_or_else(|| shared.log.reader(range.start));
@@ -296,7 +298,9 @@ impl Queue for EmbeddedQueue {
         Ok(Lookup::Found {
             accepted_at: Micros(record.accepted_at_micros),
             json: chunk.bytes(record).to_vec(),
-            sinks: at_sinks.map(|(info, sink)| (info.name.clone(), event_state(&sink.window, offset))).collect(),
+            sinks: at_sinks
+                .map(|(info, sink)| (info.name.clone(), event_state(&sink.window, offset)))
+                .collect(),
         })
     }
 
