@@ -82,6 +82,7 @@
 mod catalog;
 mod error;
 pub mod frame;
+mod handle;
 pub mod inspect;
 mod reader;
 mod recovery;
@@ -91,8 +92,8 @@ mod writer;
 
 use std::path::PathBuf;
 
-pub use catalog::{Log, Usage};
 pub use error::{AppendError, LogError, NoRoom, ReadError};
+pub use handle::{Log, Usage};
 pub use reader::{Chunk, ReadRecord, Reader};
 pub use recovery::{Damage, Recovered, Report, TornTail, recover};
 pub use stock::{Step, Stock};

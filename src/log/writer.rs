@@ -349,3 +349,6 @@ fn name_segment(
     shared.disk.sync_dir(dir).map_err(|e| LogError::io("syncing directory", dir, &e))?;
     Ok(Arc::new(Segment::new(header, path, allocated, durable_position)))
 }
+
+#[cfg(test)]
+pub(in crate::log) mod tests;
