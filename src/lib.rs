@@ -20,7 +20,6 @@ pub mod daemon;
 pub mod disk;
 
 pub mod event;
-pub mod http;
 pub mod log;
 pub mod queue;
 pub mod sink;

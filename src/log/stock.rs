@@ -304,6 +304,3 @@ impl Drop for Running<'_> {
         self.0.wake_writer();
     }
 }
-
-#[cfg(test)]
-mod tests;

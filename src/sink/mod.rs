@@ -7,7 +7,6 @@
 //! A sink that panics loses its batch's outcome, not the daemon: the claim returns.
 
 pub mod json_file;
-mod line;
 pub mod stdout;
 
 use std::future::Future;

@@ -6,6 +6,8 @@
 
 use std::io::{self, Write};
 
+use crate::event::write_archive_line;
+
 use super::{Batch, DeliverFuture, Delivery, Sink, Unavailable};
 
 /// Writes each event as one line.
@@ -36,7 +38,7 @@ impl Sink for Stdout {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliverFuture<'a> {
         self.buffer.clear();
         for event in batch.events.iter() {
-            super::line::write_archive_line(&mut self.buffer, event);
+            write_archive_line(&mut self.buffer, event);
         }
         let written = self.out.write_all(&self.buffer).and_then(|()| self.out.flush());
         let outcome = match written {

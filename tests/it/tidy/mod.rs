@@ -64,15 +64,13 @@ const FUNCTION_LINES: usize = 70;
 const LONG: &[(&str, &str)] = &[];
 
 /// One source file, read.
-#[derive(Debug, Clone)]
-pub struct Source {
+struct Source {
     /// From the crate's root, with forward slashes.
-    pub path: String,
-    pub text: String,
+    path: String,
+    text: String,
 }
 
-/// Every Rust file below a folder.
-pub fn sources(folder: &str) -> Vec<Source> {
+fn sources(folder: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut waiting = vec![root.join(folder)];
     let mut found = Vec::new();
