@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::content::{MAX_FILE_BYTES, PAGE_BYTES};
 use super::fault::Failure;
 use super::state::{Change, Inode};
-use super::{Access, DiskFile, Inner, SimulatedDisk};
+use super::{Access, DiskFile, SimulatedDisk};
 
 /// An open file of a [`SimulatedDisk`].
 #[derive(Debug)]
