@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod disk;
 
 pub mod event;
+pub mod http;
 pub mod log;
 pub mod queue;
 pub mod sink;

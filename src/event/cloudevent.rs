@@ -84,16 +84,15 @@ pub fn read_item<'a>(
     members: &mut Vec<Member<'a>>,
 ) -> Result<Item<'a>, Invalid> {
     let text = trim(text);
-    check_depth(text)?;
     members.clear();
     if !text.starts_with('{') {
-        let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
-        check_surrogates(text)?;
+        let value = read_value(text)?;
         if structured {
             return Err(Invalid::new("a structured CloudEvent is a JSON object"));
         }
-        return Ok(Item::Value(raw.get()));
+        return Ok(Item::Value(value));
     }
+    check_depth(text)?;
     let mut reader = serde_json::Deserializer::from_str(text);
     MembersOf(members).deserialize(&mut reader).and_then(|()| reader.end()).map_err(not_json)?;
     check_surrogates(text)?;
@@ -101,6 +100,14 @@ pub fn read_item<'a>(
         return Ok(Item::Value(text));
     }
     check_structured(text, members).map(Item::Event)
+}
+
+/// Checks any JSON value by the rules for items; returns it without white space around it.
+pub fn read_value(text: &str) -> Result<&str, Invalid> {
+    check_depth(text)?;
+    let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
+    check_surrogates(raw.get())?;
+    Ok(raw.get())
 }
 
 fn not_json(error: serde_json::Error) -> Invalid {

@@ -80,16 +80,19 @@ impl NewBatch {
     }
 
     /// Adds an event by writing its text; `write` appends exactly one JSON object to the buffer.
-    pub fn push_rendered(&mut self, tag: u128, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Returns the text's length.
+    pub fn push_rendered(&mut self, tag: u128, write: impl FnOnce(&mut Vec<u8>)) -> usize {
         let start = self.rendered.len();
         write(&mut self.rendered);
+        let len = self.rendered.len() - start;
         self.events.push(NewEvent {
             arena: Arena::Rendered,
             start: start as u32,
-            len: (self.rendered.len() - start) as u32,
+            len: len as u32,
             tag,
             crc: crc32fast::hash(&self.rendered[start..]),
         });
+        len
     }
 
     /// How many events the batch holds.

@@ -95,11 +95,8 @@ fn split_fraction(rest: &[u8]) -> Option<(i64, &[u8])> {
     if len == 0 {
         return None;
     }
-    let mut micros = 0;
-    for i in 0..6 {
-        let digit = if i < len { i64::from(after[i] - b'0') } else { 0 };
-        micros = micros * 10 + digit;
-    }
+    let digits = after[..len].iter().map(|digit| i64::from(digit - b'0'));
+    let micros = digits.chain(std::iter::repeat(0)).take(6).fold(0, |n, digit| n * 10 + digit);
     Some((micros, &after[len..]))
 }
 

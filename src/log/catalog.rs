@@ -1,9 +1,9 @@
 //! What the parts of one log share: the segments and spares there are, the watermarks, the latch,
-//! and the wake-ups. [`Log`] is the handle to it that others hold.
+//! and the wake-ups. [`Log`](super::Log) is the handle to it that others hold.
 //!
-//! No thread of its own: every call does its own work on the caller's thread, without I/O. The one
-//! lock is held for a few instructions at a time, never across I/O or an await. The hot watermarks
-//! are atomics beside it.
+//! No thread of its own: every call does its own work on the caller's thread, without I/O, and so
+//! cannot fail. The one lock is held for a few instructions at a time, never across I/O or an await.
+//! The hot watermarks are atomics beside it.
 
 use std::collections::VecDeque;
 use std::mem::Discriminant;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::frame;
 use super::segment::{DATA_START, Segment};
-use super::{Entropy, LogError, NoRoom, Options, Reader, Stock, Writer};
+use super::{LogError, NoRoom, Options};
 use crate::disk::{Disk, DiskFile};
 
 /// Bytes of a frame without records.
@@ -24,139 +24,6 @@ pub(super) const MARKER_BYTES: u64 = frame::HEADER_BYTES as u64;
 /// How long a roll waits for a spare that is being prepared: longer than a healthy disk takes for a
 /// segment, shorter than a client waits for an answer.
 const WAIT_FOR_SPARE: Duration = Duration::from_secs(2);
-
-/// A handle to an open log: watermarks, readers, release. Cheap to clone, usable from any thread.
-#[derive(Debug, Clone)]
-pub struct Log {
-    shared: Arc<Shared>,
-}
-
-/// What a log takes on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// Bytes of all segments and spares, as `du` shows them.
-    pub bytes: u64,
-    /// Bytes they may take.
-    pub budget_bytes: u64,
-    /// Segments that hold unreleased records, the active one included.
-    pub segments: u64,
-    /// Spares ready to be used.
-    pub spares: u64,
-    /// Bytes of frames that fit without another segment being prepared.
-    pub room_bytes: u64,
-}
-
-impl Log {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
-    /// The oldest offset held; everything below was released.
-    pub fn first_offset(&self) -> u64 {
-        self.shared.first_offset.load(Ordering::Acquire)
-    }
-
-    /// Everything below this offset is durable and may be read. Cheap: one atomic load.
-    pub fn durable_end(&self) -> u64 {
-        self.shared.durable_end()
-    }
-
-    /// The offset the next record gets. May be ahead of the durable end while a commit is under way.
-    pub fn next_offset(&self) -> u64 {
-        self.shared.next_offset.load(Ordering::Acquire)
-    }
-
-    /// Resolves once the durable end is beyond `offset`, or the log has failed. Cancel-safe.
-    pub async fn wait_beyond(&self, offset: u64) {
-        loop {
-            let notified = self.shared.durable_moved.notified();
-            tokio::pin!(notified);
-            // Enlisted before the look, so a commit between the look and the wait is not missed.
-            notified.as_mut().enable();
-            if self.durable_end() > offset || self.shared.is_failed() {
-                return;
-            }
-            notified.await;
-        }
-    }
-
-    /// A reader that begins at `from`.
-    pub fn reader(&self, from: u64) -> Reader {
-        Reader::new(self.clone(), from)
-    }
-
-    /// Gives up every segment that lies wholly below `offset`; the stock takes the files back. The
-    /// newest segment always stays: its base is what keeps offsets from starting again.
-    ///
-    /// Whoever calls this has made durable, elsewhere, that nobody needs these records.
-    pub fn release_below(&self, offset: u64) {
-        self.shared.release_below(offset);
-    }
-
-    /// What the log takes on disk now.
-    pub fn usage(&self) -> Usage {
-        let state = self.shared.state();
-        Usage {
-            bytes: state.bytes,
-            budget_bytes: self.shared.options.budget_bytes,
-            segments: state.segments.len() as u64,
-            spares: state.spares.len() as u64,
-            room_bytes: self.shared.room_bytes(),
-        }
-    }
-
-    /// Whether frames of about `frame_bytes` in sum could be appended now. Cheap enough to ask for
-    /// every request; only an append decides. Says nothing about the latch.
-    pub fn room_for(&self, frame_bytes: u64) -> Result<(), NoRoom> {
-        if frame_bytes <= self.shared.room_bytes() {
-            return Ok(());
-        }
-        Err(self.shared.state().shortage.clone().unwrap_or(NoRoom::Preparing))
-    }
-
-    /// Why the log takes nothing any more, once it has failed.
-    pub fn failed(&self) -> Option<String> {
-        self.shared.failure.get().cloned()
-    }
-
-    /// Makes [`Stock::run`](super::Stock::run) return.
-    pub fn stop_stock(&self) {
-        self.shared.state().stock_stops = true;
-        self.shared.stock_work.notify_all();
-    }
-
-    /// The base of the newest segment: everything below it lies in segments that take nothing more.
-    pub fn sealed_end(&self) -> u64 {
-        self.shared.state().segments.back().map_or(0, |newest| newest.base())
-    }
-
-    /// The largest frame, header and table included, that an append may make.
-    pub fn max_frame_bytes(&self) -> u64 {
-        self.shared.largest_frame()
-    }
-
-    /// The segment that holds `offset`, for readers.
-    pub(super) fn locate(&self, offset: u64) -> Place {
-        let state = self.shared.state();
-        let after = state.segments.partition_point(|segment| segment.base() <= offset);
-        match after.checked_sub(1) {
-            Some(at) => Place::In {
-                segment: Arc::clone(&state.segments[at]),
-                end: state.segments.get(after).map(|next| next.base()),
-            },
-            None if offset < self.first_offset() => Place::Released { first_offset: self.first_offset() },
-            None => Place::NotYet,
-        }
-    }
-
-    pub(super) fn disk(&self) -> &dyn Disk {
-        &*self.shared.disk
-    }
-
-    pub(super) fn options(&self) -> &Options {
-        &self.shared.options
-    }
-}
 
 /// Where an offset is to be found.
 #[derive(Debug, Clone)]
@@ -276,24 +143,6 @@ impl FoundFile {
     }
 }
 
-/// Makes the parts of an open log out of what recovery found.
-///
-/// To begin a new segment recovery then calls `Stock::step` until `Log::usage` shows a spare or
-/// the step has nothing more to give, appends what it rewrites (`Writer::append`, with
-/// `Writer::skip_to` across void offsets) and calls `Writer::begin`, which commits. Without a spare
-/// it begins none; the writer rolls by itself once there is one.
-pub(super) fn assemble(
-    disk: Arc<dyn Disk>,
-    options: Options,
-    entropy: Entropy,
-    mut inventory: Inventory,
-) -> (Log, Writer, Stock) {
-    let shared = Arc::new(Shared::new(disk, options, &mut inventory));
-    let stock = Stock::new(Arc::clone(&shared), inventory.spares, inventory.next_spare_number);
-    let writer = Writer::new(Arc::clone(&shared), entropy, inventory.next_offset, inventory.resume);
-    (Log::new(shared), writer, stock)
-}
-
 /// The largest frame of records a segment of `size` bytes takes. The end of every segment is kept
 /// for the marker of a clean stop.
 pub(super) fn capacity(size: u64) -> u64 {
@@ -339,7 +188,7 @@ impl Shared {
         if !self.is_failed() {
             return Ok(());
         }
-        Err(LogError::Failed(self.failure.get().cloned().unwrap_or_default()))
+        Err(LogError::Failed(self.failure().unwrap_or_default().to_owned()))
     }
 
     /// Latches the log: the first reason stays, everyone who waits wakes up to see it.
@@ -355,8 +204,35 @@ impl Shared {
         error
     }
 
+    /// Why the log is latched, if it is.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    pub fn first_offset(&self) -> u64 {
+        self.first_offset.load(Ordering::Acquire)
+    }
+
+    pub fn next_offset(&self) -> u64 {
+        self.next_offset.load(Ordering::Acquire)
+    }
+
     pub fn durable_end(&self) -> u64 {
         self.durable_end.load(Ordering::Acquire)
+    }
+
+    /// Resolves once the durable end is beyond `offset`, or the log has failed.
+    pub async fn wait_beyond(&self, offset: u64) {
+        loop {
+            let notified = self.durable_moved.notified();
+            tokio::pin!(notified);
+            // Enlisted before the look, so a commit between the look and the wait is not missed.
+            notified.as_mut().enable();
+            if self.durable_end() > offset || self.is_failed() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Everything below `end` is durable from now on. The caller has published positions and
@@ -378,11 +254,12 @@ impl Shared {
     }
 
     /// Bytes of frames that fit into the active segment and the ready spares.
-    fn room_bytes(&self) -> u64 {
+    pub fn room_bytes(&self) -> u64 {
         self.active_room.load(Ordering::Relaxed).saturating_add(self.spare_room.load(Ordering::Relaxed))
     }
 
-    fn release_below(&self, offset: u64) {
+    /// Makes every segment wholly below `offset` free, but for the newest.
+    pub fn release_below(&self, offset: u64) {
         let mut state = self.state();
         let mut released = false;
         while state.segments.get(1).is_some_and(|next| next.base() <= offset) {

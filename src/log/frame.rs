@@ -12,7 +12,7 @@ pub const HEADER_BYTES: usize = 64;
 /// Bytes of one table entry.
 pub const ENTRY_BYTES: usize = 24;
 /// First bytes of every frame.
-const MAGIC: [u8; 4] = *b"EVFR";
+pub(super) const MAGIC: [u8; 4] = *b"EVFR";
 
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub enum Kind {
     Idle,
     /// No records: the writer stopped cleanly after everything before it was synced.
     CleanStop,
+    /// No records: the offsets from `base` up to [`Header::next_offset`] hold nothing and nobody was
+    /// promised anything. Without it a gap between two intact frames would look like a removed frame.
+    Void,
 }
 
 impl Kind {
@@ -31,6 +34,7 @@ impl Kind {
             Kind::Records => 1,
             Kind::Idle => 2,
             Kind::CleanStop => 3,
+            Kind::Void => 4,
         }
     }
 
@@ -39,6 +43,7 @@ impl Kind {
             1 => Some(Kind::Records),
             2 => Some(Kind::Idle),
             3 => Some(Kind::CleanStop),
+            4 => Some(Kind::Void),
             _ => None,
         }
     }
@@ -55,7 +60,8 @@ pub struct Header {
     pub base: u64,
     /// Every offset below this one was synced when the frame was written.
     pub durable: u64,
-    /// When the append was accepted, in microseconds since the Unix epoch.
+    /// When the append was accepted, in microseconds since the Unix epoch. A void frame keeps the
+    /// offset after the void here.
     pub accepted_at_micros: i64,
     /// How many records follow.
     pub records: u32,
@@ -72,6 +78,27 @@ impl Header {
     /// Bytes of header and table, which one checksum covers.
     pub fn prefix_bytes(&self) -> u64 {
         HEADER_BYTES as u64 + ENTRY_BYTES as u64 * self.records as u64
+    }
+
+    /// A frame that says that `void` holds nothing.
+    pub fn void(salt: u64, void: Range<u64>, durable: u64) -> Self {
+        Self {
+            kind: Kind::Void,
+            salt,
+            base: void.start,
+            durable,
+            accepted_at_micros: void.end as i64,
+            records: 0,
+            payload_bytes: 0,
+        }
+    }
+
+    /// The offset of whatever follows the frame.
+    pub fn next_offset(&self) -> u64 {
+        match self.kind {
+            Kind::Void => (self.accepted_at_micros as u64).max(self.base),
+            Kind::Records | Kind::Idle | Kind::CleanStop => self.offsets().end,
+        }
     }
 
     /// The offsets of the frame's records.
@@ -129,20 +156,23 @@ pub fn encode<'a>(
 ) {
     debug_assert_eq!(records.len(), header.records as usize);
     let start = out.len();
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&[0; 4]); // checksum, below
-    out.extend_from_slice(&header.salt.to_le_bytes());
-    out.extend_from_slice(&header.base.to_le_bytes());
-    out.extend_from_slice(&header.durable.to_le_bytes());
-    out.extend_from_slice(&header.accepted_at_micros.to_le_bytes());
-    out.extend_from_slice(&header.records.to_le_bytes());
-    out.extend_from_slice(&header.payload_bytes.to_le_bytes());
-    out.extend_from_slice(&header.kind.code().to_le_bytes());
-    out.extend_from_slice(&[0; 12]); // reserved
+    out.reserve(header.frame_bytes() as usize);
+    let mut fixed = [0u8; HEADER_BYTES]; // the checksum comes below; the reserved bytes stay zero
+    fixed[..4].copy_from_slice(&MAGIC);
+    fixed[8..16].copy_from_slice(&header.salt.to_le_bytes());
+    fixed[16..24].copy_from_slice(&header.base.to_le_bytes());
+    fixed[24..32].copy_from_slice(&header.durable.to_le_bytes());
+    fixed[32..40].copy_from_slice(&header.accepted_at_micros.to_le_bytes());
+    fixed[40..44].copy_from_slice(&header.records.to_le_bytes());
+    fixed[44..48].copy_from_slice(&header.payload_bytes.to_le_bytes());
+    fixed[48..52].copy_from_slice(&header.kind.code().to_le_bytes());
+    out.extend_from_slice(&fixed);
     for (offset, record) in (header.base..).zip(records.clone()) {
-        out.extend_from_slice(&record.tag.to_le_bytes());
-        out.extend_from_slice(&(record.bytes.len() as u32).to_le_bytes());
-        out.extend_from_slice(&bind(record.crc, header.salt, offset).to_le_bytes());
+        let mut entry = [0u8; ENTRY_BYTES];
+        entry[..16].copy_from_slice(&record.tag.to_le_bytes());
+        entry[16..20].copy_from_slice(&(record.bytes.len() as u32).to_le_bytes());
+        entry[20..].copy_from_slice(&bind(record.crc, header.salt, offset).to_le_bytes());
+        out.extend_from_slice(&entry);
     }
     let crc = crc32fast::hash(&out[start + 8..]);
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());

@@ -9,8 +9,9 @@
 //!
 //! A **segment** is a file of a fixed, preallocated and already-written size, named by its base
 //! offset in 20 digits: `00000000000000000042.seg`. Names order segments for people; the header
-//! decides. A freed segment becomes a spare, `spare-00000000000000.seg` (a 14-digit running number),
-//! and is renamed into the next segment.
+//! decides. A freed segment becomes a spare, `spare-00000000000000.seg` (a 14-digit running number).
+//! The next segment is written into a spare, synced, and only then given its name; `stock.rs` tells
+//! why no crash can show a name over another segment's header.
 //!
 //! ```text
 //! segment        0 ┌───────────────────────────────┐
@@ -43,7 +44,8 @@
 //!          32  8  accepted at, microseconds since the Unix epoch
 //!          40  4  records
 //!          44  4  payload bytes
-//!          48  4  kind: 1 records, 2 idle marker, 3 clean stop
+//!          48  4  kind: 1 records, 2 idle marker, 3 clean stop, 4 void (no records: the offsets from
+//!                 base up to the number at 32 hold nothing, written by recovery for a gap it kept)
 //!          52 12  zero
 //!          64     table, 24 bytes a record: tag (16), length (4), crc (4)
 //!                 crc = crc32(record) ^ crc32(salt ‖ offset)
@@ -82,6 +84,7 @@
 mod catalog;
 mod error;
 pub mod frame;
+mod handle;
 pub mod inspect;
 mod reader;
 mod recovery;
@@ -91,8 +94,8 @@ mod writer;
 
 use std::path::PathBuf;
 
-pub use catalog::{Log, Usage};
 pub use error::{AppendError, LogError, NoRoom, ReadError};
+pub use handle::{Log, Usage};
 pub use reader::{Chunk, ReadRecord, Reader};
 pub use recovery::{Damage, Recovered, Report, TornTail, recover};
 pub use stock::{Step, Stock};

@@ -304,3 +304,6 @@ impl Drop for Running<'_> {
         self.0.wake_writer();
     }
 }
+
+#[cfg(test)]
+mod tests;

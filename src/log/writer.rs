@@ -216,11 +216,20 @@ impl Writer {
         Ok(())
     }
 
-    /// For recovery: leaves the offsets from the next one up to `next` void. Never goes back.
-    pub(super) fn skip_to(&mut self, next: u64) {
-        debug_assert!(next >= self.next_offset);
-        self.next_offset = self.next_offset.max(next);
+    /// For recovery: says that the offsets from the next one up to `next` hold nothing. Never goes back.
+    pub(super) fn skip_to(&mut self, next: u64, now_micros: i64) -> Result<(), AppendError> {
+        self.shared.check()?;
+        if next <= self.next_offset {
+            return Ok(());
+        }
+        if self.room() < MARKER_BYTES {
+            self.roll(now_micros)?;
+        }
+        let void = self.next_offset..next;
+        self.push_marker(|salt, durable| Header::void(salt, void, durable));
+        self.next_offset = next;
         self.publish_next();
+        Ok(())
     }
 
     /// For recovery: makes what was appended durable, in a new segment in any case.
@@ -241,23 +250,31 @@ impl Writer {
         self.shared.publish_next(self.next_offset, self.room());
     }
 
-    /// Puts a frame without records into the group. The caller has seen that it fits.
+    /// Puts a mark into the group. The caller has seen that it fits.
     fn mark(&mut self, kind: Kind) {
-        let Some(active) = self.active.as_mut() else { return };
-        let header = Header {
+        let (base, accepted_at_micros) = (self.next_offset, self.last_micros);
+        self.push_marker(|salt, durable| Header {
             kind,
-            salt: active.header.salt,
-            base: self.next_offset,
-            durable: self.shared.durable_end(),
-            accepted_at_micros: self.last_micros,
+            salt,
+            base,
+            durable,
+            accepted_at_micros,
             records: 0,
             payload_bytes: 0,
-        };
-        self.group_base = self.next_offset;
+        });
+        self.publish_next();
+    }
+
+    /// Puts a frame without records into the group, given the salt and what is durable.
+    fn push_marker(&mut self, header: impl FnOnce(u64, u64) -> Header) {
+        let Some(active) = self.active.as_mut() else { return };
+        let header = header(active.header.salt, self.shared.durable_end());
+        if self.group.is_empty() {
+            self.group_base = header.base;
+        }
         frame::encode(&mut self.group, &header, std::iter::empty());
         active.told_durable = active.told_durable.max(header.durable);
-        active.is_marked_clean = kind == Kind::CleanStop;
-        self.publish_next();
+        active.is_marked_clean = header.kind == Kind::CleanStop;
     }
 
     /// Leaves the active segment, complete and durable, and begins the next one in a spare.
@@ -278,7 +295,7 @@ impl Writer {
             durable: self.shared.durable_end(),
         };
         segment::encode_header(&mut self.group, &header);
-        self.group_base = self.next_offset;
+        self.group_base = self.next_offset; // the group is no longer empty, so nobody else sets it
         self.active = Some(Active {
             file: spare.file,
             header,
@@ -349,3 +366,6 @@ fn name_segment(
     shared.disk.sync_dir(dir).map_err(|e| LogError::io("syncing directory", dir, &e))?;
     Ok(Arc::new(Segment::new(header, path, allocated, durable_position)))
 }
+
+#[cfg(test)]
+pub(in crate::log) mod tests;

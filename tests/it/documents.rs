@@ -6,6 +6,8 @@ use std::path::Path;
 
 use eventflow::config::Config;
 
+use crate::tidy;
+
 fn root(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -73,4 +75,25 @@ fn the_sample_events_are_json_and_worth_a_test() {
 #[test]
 fn architecture_stays_a_page_that_one_reads() {
     assert!(root("ARCHITECTURE.md").lines().count() < 200);
+}
+
+#[test]
+fn every_test_that_the_reliability_page_names_exists() {
+    let sources = [tidy::sources("src"), tidy::sources("tests")].concat();
+    let page = root("docs/RELIABILITY.md");
+    let rows =
+        page.lines().skip_while(|l| !l.starts_with("## What is proved")).filter(|l| l.starts_with("| "));
+    let mut named = 0;
+    for row in rows.skip(1) {
+        let proof = row.split('|').nth(3).expect("three columns");
+        let tests: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty() || proof.contains("not yet") || proof.contains("---"), "no test: {row}");
+        for test in tests {
+            let wanted = format!("fn {test}(");
+            let exists = sources.iter().any(|source| source.text.contains(&wanted));
+            assert!(exists, "docs/RELIABILITY.md names `{test}`, which is gone");
+            named += 1;
+        }
+    }
+    assert!(named > 5);
 }

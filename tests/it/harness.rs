@@ -74,6 +74,11 @@ impl Daemon {
     pub fn launch(data_dir: &Path, settings: &[(&str, &str)]) -> Daemon {
         let mut command = eventflow(&["serve", "--listen", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(data_dir).envs(settings.iter().copied());
+        Self::spawn(command, data_dir)
+    }
+
+    /// Starts a prepared command.
+    pub fn spawn(mut command: Command, data_dir: &Path) -> Daemon {
         let mut child =
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(String::new()));
@@ -98,7 +103,8 @@ impl Daemon {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("the daemon ended with {status} instead of listening:\n{}", self.said());
             }
-            listening_address(self.child.id())
+            let process = self.process();
+            [process].into_iter().chain(children(process)).find_map(listening_address)
         });
         self
     }
@@ -135,14 +141,22 @@ impl Daemon {
         })
     }
 
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and the body buried.
     pub fn kill(mut self) {
+        for process in children(self.process()) {
+            let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+        }
         self.child.kill().expect("it was running");
         self.child.wait().expect("it is ours");
     }
 
     pub fn signal(&self, name: &str) {
-        let done = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status();
+        let done = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.process())]).status();
         assert!(done.expect("a shell").success(), "kill -{name}");
     }
 
@@ -167,6 +181,12 @@ impl Drop for Daemon {
     }
 }
 
+/// Processes that a process started, when a tracer runs the daemon.
+fn children(process: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+    list.unwrap_or_default().split_whitespace().filter_map(|p| p.parse().ok()).collect()
+}
+
 /// The TCP address on which a process listens, from /proc: sockets it holds × sockets in LISTEN.
 fn listening_address(process: u32) -> Option<SocketAddr> {
     let held: Vec<String> = std::fs::read_dir(format!("/proc/{process}/fd"))
@@ -181,9 +201,9 @@ fn listening_address(process: u32) -> Option<SocketAddr> {
         if *state != "0A" || !held.iter().any(|h| h == inode) {
             return None;
         }
-        let (ip, port) = local.split_once(':')?;
-        let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
-        Some(SocketAddr::from((ip, u16::from_str_radix(port, 16).ok()?)))
+        // The tests only ever listen on loopback.
+        let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
+        Some(SocketAddr::from(([127, 0, 0, 1], port)))
     })
 }
 

@@ -45,8 +45,11 @@ fn record<'a>(tag: u128, bytes: &'a [u8]) -> Record<'a> {
     Record { tag, crc: crc32fast::hash(bytes), bytes }
 }
 
+/// A record's tag and bytes, if it validates.
+type Checked = Option<(u128, Vec<u8>)>;
+
 /// The records that validate, in order, or nothing when the header does not.
-fn decode(bytes: &[u8]) -> Option<(Header, Vec<Option<(u128, Vec<u8>)>>)> {
+fn decode(bytes: &[u8]) -> Option<(Header, Vec<Checked>)> {
     let header = peek(bytes)?;
     if !check_prefix(&header, bytes) || header.frame_bytes() > bytes.len() as u64 {
         return None;

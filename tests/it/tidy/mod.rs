@@ -64,13 +64,15 @@ const FUNCTION_LINES: usize = 70;
 const LONG: &[(&str, &str)] = &[];
 
 /// One source file, read.
-struct Source {
+#[derive(Debug, Clone)]
+pub struct Source {
     /// From the crate's root, with forward slashes.
-    path: String,
-    text: String,
+    pub path: String,
+    pub text: String,
 }
 
-fn sources(folder: &str) -> Vec<Source> {
+/// Every Rust file below a folder.
+pub fn sources(folder: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut waiting = vec![root.join(folder)];
     let mut found = Vec::new();

@@ -1,0 +1,291 @@
+//! One client's connection: HTTP/1.1 by hyper, its deadlines, its end.
+//!
+//! One task a connection, on the ingest runtime. Deadlines cost no timer per request: each
+//! connection has a [`Clock`] that says since when it is doing what, and the accept loop sweeps all
+//! clocks a few times a second. What hyper calls an error (a client that broke off, bytes that are
+//! no HTTP) ends this connection and nothing else.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Edge;
+
+/// What a connection is doing, as far as deadlines care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Phase {
+    /// A header is arriving.
+    Header = 0,
+    /// Between requests; the last answer may still be on its way out.
+    Idle = 1,
+    /// A body is arriving.
+    Body = 2,
+    /// A request is being worked on. Bounded by what it waits for, not by the client.
+    Busy = 3,
+    /// The answer is out and what the client still sends is thrown away.
+    Linger = 4,
+}
+
+impl Phase {
+    fn of(word: u64) -> Self {
+        match word & 7 {
+            0 => Phase::Header,
+            1 => Phase::Idle,
+            2 => Phase::Body,
+            3 => Phase::Busy,
+            _ => Phase::Linger,
+        }
+    }
+}
+
+/// How long each phase may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// A header, from its first byte.
+    pub header: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// A body, from its header.
+    pub body: Duration,
+    /// Throwing away what a refused client still sends.
+    pub linger: Duration,
+}
+
+impl Deadlines {
+    /// How often clocks are swept. A deadline is kept early by up to one such step, never late.
+    pub fn step(&self) -> Duration {
+        let shortest = self.header.min(self.idle).min(self.body);
+        (shortest / 4).clamp(Duration::from_millis(5), Duration::from_millis(250))
+    }
+}
+
+const OVERDUE_BODY: u8 = 1;
+const CLOSE: u8 = 2;
+const FINISH: u8 = 4;
+const LINGER: u8 = 8;
+
+/// Since when a connection is doing what; written by the connection, read by the sweep.
+///
+/// Every field is a value of its own that orders no other memory, so relaxed atomics do.
+#[derive(Debug)]
+pub struct Clock {
+    began: Instant,
+    /// Microseconds since `began`, and the phase in the low three bits.
+    word: AtomicU64,
+    /// What the sweep asks of the connection.
+    asked: AtomicU8,
+    /// The connection's task. A task's waker is the same all its life, so it is stored once.
+    waker: OnceLock<Waker>,
+}
+
+impl Clock {
+    /// The clock of a connection that begins now and owes us a header.
+    pub fn begin() -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            word: AtomicU64::new(0),
+            asked: AtomicU8::new(0),
+            waker: OnceLock::new(),
+        })
+    }
+
+    fn enter(&self, phase: Phase) {
+        let micros = self.began.elapsed().as_micros() as u64;
+        self.word.store(micros << 3 | phase as u64, Ordering::Relaxed);
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::of(self.word.load(Ordering::Relaxed))
+    }
+
+    fn is_asked(&self, what: u8) -> bool {
+        self.asked.load(Ordering::Relaxed) & what != 0
+    }
+
+    fn ask(&self, what: u8) {
+        if self.asked.fetch_or(what, Ordering::Relaxed) & what == 0
+            && let Some(waker) = self.waker.get()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The body of a request is awaited from now on.
+    pub fn body_begins(&self) {
+        self.enter(Phase::Body);
+    }
+
+    /// The body is here, or nobody waits for it any more.
+    pub fn body_ends(&self) {
+        self.asked.fetch_and(!OVERDUE_BODY, Ordering::Relaxed);
+        self.enter(Phase::Busy);
+    }
+
+    /// Whether the body's time is over.
+    pub fn body_is_overdue(&self) -> bool {
+        self.is_asked(OVERDUE_BODY)
+    }
+
+    /// The connection will end with bytes of the client unread. Closing at once would reset it, and
+    /// the client might never see the answer.
+    pub fn will_linger(&self) {
+        self.asked.fetch_or(LINGER, Ordering::Relaxed);
+    }
+
+    /// Asks for an orderly end: the request under way is answered, an idle connection closes.
+    pub fn finish(&self) {
+        self.ask(FINISH);
+    }
+
+    /// Compares with the deadlines and asks for what is due. `ahead` is the time to the next sweep.
+    pub fn sweep(&self, deadlines: &Deadlines, ahead: Duration) {
+        let word = self.word.load(Ordering::Relaxed);
+        let (limit, what) = match Phase::of(word) {
+            Phase::Header => (deadlines.header, CLOSE),
+            Phase::Idle => (deadlines.idle, CLOSE),
+            Phase::Body => (deadlines.body, OVERDUE_BODY),
+            Phase::Linger => (deadlines.linger, CLOSE),
+            Phase::Busy => return,
+        };
+        let since = Duration::from_micros(word >> 3);
+        if self.began.elapsed() + ahead >= since + limit {
+            self.ask(what);
+        }
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let io = TokioIo::new(Watched { stream, clock: clock.clone() });
+    let service = service_fn({
+        let clock = clock.clone();
+        move |request| {
+            let (edge, clock) = (edge.clone(), clock.clone());
+            async move {
+                clock.enter(Phase::Busy);
+                let answer = edge.answer(request, &clock).await;
+                clock.enter(Phase::Idle);
+                answer
+            }
+        }
+    });
+    let connection = http1::Builder::new()
+        // The clock does this for less than a timer a request.
+        .header_read_timeout(None)
+        // A client may end its side after its request and still wants the answer.
+        .half_close(true)
+        .pipeline_flush(true)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut finishing = false;
+    poll_fn(|cx| {
+        clock.waker.get_or_init(|| cx.waker().clone());
+        if clock.is_asked(CLOSE) {
+            return Poll::Ready(());
+        }
+        if !finishing && clock.is_asked(FINISH) {
+            finishing = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx).map(|ended| {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended early");
+            }
+        })
+    })
+    .await;
+}
+
+/// A stream that tells its clock about first bytes, and that lingers when it is shut down.
+struct Watched<S> {
+    stream: S,
+    clock: Arc<Clock>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before && self.clock.phase() == Phase::Idle {
+            self.clock.enter(Phase::Header);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.clock.phase() != Phase::Linger {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.clock.is_asked(LINGER) {
+                return Poll::Ready(Ok(()));
+            }
+            self.clock.enter(Phase::Linger);
+        }
+        poll_throw_away(&mut self.stream, cx)
+    }
+}
+
+/// Reads and forgets until the other side ends. In pieces, so that a fast sender does not hold the
+/// thread.
+fn poll_throw_away(stream: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let mut scratch = [0u8; 16 * 1024];
+    for _ in 0..16 {
+        let mut buf = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf))?;
+        if buf.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Answers a connection there is no room for, and lets its client read that.
+pub async fn turn_away<S>(mut stream: S, answer: Arc<[u8]>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    use tokio::io::AsyncWriteExt;
+    if stream.write_all(&answer).await.is_ok() && stream.shutdown().await.is_ok() {
+        // An error here only means that the client is gone already.
+        let _ = poll_fn(|cx| poll_throw_away(&mut stream, cx)).await;
+    }
+}

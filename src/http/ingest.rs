@@ -1,0 +1,181 @@
+//! `POST /v1/events`, the hot route: read, decode, append, wait for the disk, answer.
+//!
+//! Runs on the connection's task, ahead of the router. Nothing here touches the disk: the receipt
+//! resolves once the queue's committer has synced. Whatever is refused was not stored.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_TYPE, EXPECT, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use tokio::task::spawn_blocking;
+
+use crate::event::Micros;
+use crate::event::cloudevent::push_json_string;
+use crate::queue::Appended;
+
+use super::Edge;
+use super::body::{self, Held, NoBody};
+use super::coding::Coding;
+use super::connection::Clock;
+use super::decode::{Decoded, Head, decode};
+use super::problem::{Answer, Problem, Slug};
+
+/// Bodies up to this size are decoded on the ingest thread; larger ones would keep every other
+/// client waiting for milliseconds.
+const INLINE_BYTES: usize = 1024 * 1024;
+
+/// Encoded bodies up to this size are tried on the ingest thread, and given up there when they
+/// grow beyond [`INLINE_DECODED_BYTES`].
+const INLINE_ENCODED_BYTES: usize = 16 * 1024;
+const INLINE_DECODED_BYTES: usize = 256 * 1024;
+
+/// Answers one request. An error means that the client broke off and nobody is left to answer.
+pub async fn answer(request: Request<Incoming>, clock: &Clock, edge: &Edge) -> Result<Answer, hyper::Error> {
+    let _under_way = edge.app.request_begins();
+    let (parts, mut body) = request.into_parts();
+    let expects = parts.headers.contains_key(EXPECT);
+    let mut held = edge.budget.hold();
+    match accept(parts, &mut body, clock, edge, &mut held).await {
+        Ok(answer) => Ok(answer),
+        Err(NoBody::Gone(error)) => Err(error),
+        Err(NoBody::Problem(problem)) => {
+            // A small body that is already here is read away, so that a refused client keeps its
+            // connection. One that asked first has not sent it, and asking for it would be absurd.
+            let late = problem.slug() == Slug::RequestTimeout;
+            let done = body.is_end_stream() || (!late && !expects && body::read_away(&mut body, clock).await);
+            if done && !edge.app.is_ending() {
+                return Ok(problem.into_answer());
+            }
+            if !done {
+                clock.will_linger();
+            }
+            Ok(problem.closing().into_answer())
+        }
+    }
+}
+
+impl From<Problem> for NoBody {
+    fn from(problem: Problem) -> Self {
+        NoBody::Problem(problem)
+    }
+}
+
+async fn accept(
+    parts: Parts,
+    body: &mut Incoming,
+    clock: &Clock,
+    edge: &Edge,
+    held: &mut Held,
+) -> Result<Answer, NoBody> {
+    let queue = edge.app.open_queue()?;
+    let coding = Coding::of(&parts.headers)?;
+    let head = Head::of(&parts)?;
+    let max_body = edge.limits.http.max_body_bytes;
+    let announced = body.size_hint().lower();
+    if announced > max_body {
+        return Err(body::too_large(max_body).into());
+    }
+    queue.admit(announced).map_err(Problem::from)?;
+
+    let bytes = body::read_whole(body, clock, max_body, held).await?;
+    let now = Micros::now();
+    let Decoded { batch, id } = read_events(head, coding, bytes, now, edge, held).await?;
+    if batch.is_empty() {
+        return Ok(accepted(Appended::default(), None));
+    }
+    let receipt = queue.append(batch, now).map_err(Problem::from)?;
+    held.release(); // from here on the queue counts these bytes as waiting
+    let appended = receipt.await.map_err(Problem::from)?;
+    Ok(accepted(appended, id.as_deref()))
+}
+
+async fn read_events(
+    head: Head,
+    coding: Coding,
+    bytes: Bytes,
+    now: Micros,
+    edge: &Edge,
+    held: &mut Held,
+) -> Result<Decoded, Problem> {
+    let limits = edge.event_limits;
+    let max_body = edge.limits.http.max_body_bytes;
+    if coding == Coding::Identity && bytes.len() <= INLINE_BYTES {
+        return decode(&head, bytes, now, limits);
+    }
+    if coding != Coding::Identity && bytes.len() <= INLINE_ENCODED_BYTES {
+        let limit = INLINE_DECODED_BYTES.min(max_body as usize);
+        if let Some(plain) = coding.undo(&bytes, limit, &mut edge.budget.hold())? {
+            return decode(&head, plain.into(), now, limits);
+        }
+    }
+    let mut taken = held.take();
+    let work = spawn_blocking(move || {
+        let bytes = match coding {
+            Coding::Identity => bytes,
+            Coding::Gzip | Coding::Zstd => coding
+                .undo(&bytes, max_body as usize, &mut taken)?
+                .ok_or_else(|| body::too_large(max_body))?
+                .into(),
+        };
+        decode(&head, bytes, now, limits).map(|decoded| (decoded, taken))
+    });
+    let (decoded, taken) = work.await.unwrap_or_else(|failed| {
+        tracing::error!(error = %failed, "decoding a request failed");
+        Err(Problem::new(Slug::Internal, "decoding the request failed"))
+    })?;
+    *held = taken;
+    Ok(decoded)
+}
+
+/// The 202.
+fn accepted(appended: Appended, id: Option<&str>) -> Answer {
+    use std::io::Write;
+    let mut text = Vec::with_capacity(128 + id.map_or(0, str::len));
+    let Appended { accepted, duplicates, first_offset } = appended;
+    // Writing to a Vec cannot fail.
+    let written = if accepted == 0 {
+        write!(text, r#"{{"accepted":0,"duplicates":{duplicates},"first_offset":null,"last_offset":null"#)
+    } else {
+        let last = first_offset + (accepted - 1);
+        write!(
+            text,
+            r#"{{"accepted":{accepted},"duplicates":{duplicates},"first_offset":{first_offset},"last_offset":{last}"#
+        )
+    };
+    debug_assert!(written.is_ok());
+    if let Some(id) = id {
+        text.extend_from_slice(b",\"id\":");
+        push_json_string(&mut text, id);
+    }
+    text.push(b'}');
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    *answer.status_mut() = hyper::StatusCode::ACCEPTED;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    async fn text(answer: Answer) -> String {
+        String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_202_counts_what_was_appended() {
+        let appended = Appended { accepted: 3, duplicates: 1, first_offset: 7 };
+        assert_eq!(
+            text(accepted(appended, None)).await,
+            r#"{"accepted":3,"duplicates":1,"first_offset":7,"last_offset":9}"#
+        );
+        let appended = Appended { accepted: 0, duplicates: 1, first_offset: 0 };
+        assert_eq!(
+            text(accepted(appended, Some("a\"b"))).await,
+            r#"{"accepted":0,"duplicates":1,"first_offset":null,"last_offset":null,"id":"a\"b"}"#
+        );
+    }
+}

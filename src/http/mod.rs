@@ -1,0 +1,404 @@
+//! The HTTP edge: listener, connections, limits, routes.
+//!
+//! ```text
+//! ingest runtime (one thread)                          ops runtime
+//! accept ─► connection ─► POST /v1/events ─► queue
+//!                     └─► everything else ───────────► router (status, health, operators)
+//! ```
+//!
+//! [`serve`] is the accept loop; it owns every connection's task and sweeps their deadlines. The hot
+//! route is answered on the connection's task; every other route runs on the ops runtime, so that it
+//! never waits for a sync. The listener answers from the first moment on: until [`App::serving`]
+//! hands it a queue, requests for one get 503.
+//!
+//! Nothing here fails for good: a broken request ends its connection, a lack of descriptors pauses
+//! accepting, and [`serve`] returns only when it is told to.
+
+mod admin;
+mod binary;
+mod body;
+mod coding;
+mod connection;
+mod decode;
+mod ingest;
+mod listener;
+mod problem;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
+use tower::ServiceExt;
+
+use crate::config::{self, Config};
+use crate::queue::{Queue, Refusal};
+
+use body::Budget;
+use connection::{Clock, Deadlines};
+use decode::EventLimits;
+pub use listener::{Listener, Stream};
+use problem::{Problem, Slug};
+
+/// Where the process stands. It only goes forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// The logs are being opened; there is no queue yet.
+    Recovering = 0,
+    /// Events are accepted.
+    Serving = 1,
+    /// New requests are refused, those under way finish.
+    Draining = 2,
+    /// Storage failed; the process is about to exit.
+    Failed = 3,
+}
+
+impl State {
+    /// The name used in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Recovering => "recovering",
+            State::Serving => "serving",
+            State::Draining => "draining",
+            State::Failed => "failed",
+        }
+    }
+}
+
+/// What the edge knows of the process around it. Shared by the daemon and every request.
+pub struct App {
+    started: Instant,
+    state: AtomicU8,
+    queue: OnceLock<Arc<dyn Queue>>,
+    ops: Handle,
+    /// Requests to the hot route between their header and their answer.
+    under_way: AtomicUsize,
+    none_under_way: Notify,
+}
+
+impl App {
+    /// An app that is recovering. Every route but the hot one runs on `ops`.
+    pub fn new(ops: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            state: AtomicU8::new(State::Recovering as u8),
+            queue: OnceLock::new(),
+            ops,
+            under_way: AtomicUsize::new(0),
+            none_under_way: Notify::new(),
+        })
+    }
+
+    /// Recovery is done: requests reach this queue from now on. Only the first call counts.
+    pub fn serving(&self, queue: Arc<dyn Queue>) {
+        if self.queue.set(queue).is_ok() {
+            self.advance(State::Serving);
+        }
+    }
+
+    /// New requests are refused from now on; see [`App::requests_finished`].
+    pub fn draining(&self) {
+        self.advance(State::Draining);
+    }
+
+    /// Storage failed: nothing is accepted any more and health says so.
+    pub fn failed(&self) {
+        self.advance(State::Failed);
+    }
+
+    /// Where the process stands.
+    pub fn state(&self) -> State {
+        match self.state.load(Ordering::SeqCst) {
+            0 => State::Recovering,
+            1 => State::Serving,
+            2 => State::Draining,
+            _ => State::Failed,
+        }
+    }
+
+    fn advance(&self, to: State) {
+        let before = self.state.fetch_max(to as u8, Ordering::SeqCst);
+        if before < to as u8 {
+            tracing::info!(state = to.as_str(), "state changed");
+        }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.state() >= State::Draining
+    }
+
+    /// Waits until no request for events is under way. Meaningful once [`App::draining`] was called:
+    /// a request is counted before it looks at the state, so none is overlooked.
+    pub async fn requests_finished(&self) {
+        loop {
+            let mut notified = pin!(self.none_under_way.notified());
+            notified.as_mut().enable();
+            if self.under_way.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    fn request_begins(&self) -> UnderWay<'_> {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self)
+    }
+
+    /// The queue, if requests for it are answered now.
+    fn open_queue(&self) -> Result<&Arc<dyn Queue>, Problem> {
+        match self.state() {
+            State::Recovering => Err(Problem::new(Slug::Recovering, "the log is being recovered")),
+            State::Serving => self.known_queue(),
+            State::Draining => Err(Refusal::ShuttingDown.into()),
+            State::Failed => Err(Refusal::StorageFailed.into()),
+        }
+    }
+
+    /// The queue, in every state in which there is one.
+    fn known_queue(&self) -> Result<&Arc<dyn Queue>, Problem> {
+        self.queue.get().ok_or_else(|| Problem::new(Slug::Recovering, "the log is being recovered"))
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// Counts one request as long as it lives.
+struct UnderWay<'a>(&'a App);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if self.0.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.none_under_way.notify_waiters();
+        }
+    }
+}
+
+/// The limits the edge keeps.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `[http]`
+    pub http: config::Http,
+    /// Most bytes of event text a request may grow into: a segment, because a request is one frame.
+    pub max_batch_bytes: u64,
+}
+
+impl Limits {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self { http: config.http.clone(), max_batch_bytes: config.wal.segment_bytes }
+    }
+}
+
+/// What every connection shares.
+struct Edge {
+    app: Arc<App>,
+    limits: Limits,
+    event_limits: EventLimits,
+    budget: Arc<Budget>,
+    router: axum::Router,
+}
+
+/// A body of either side: whole, or the router's.
+type AnswerBody = Either<Full<Bytes>, axum::body::Body>;
+
+impl Edge {
+    /// Answers one request.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        clock: &Clock,
+    ) -> Result<Response<AnswerBody>, hyper::Error> {
+        if request.method() == Method::POST && request.uri().path() == "/v1/events" {
+            return Ok(ingest::answer(request, clock, self).await?.map(Either::Left));
+        }
+        let body_unread = !hyper::body::Body::is_end_stream(request.body());
+        let answer = self.app.ops.spawn(self.router.clone().oneshot(request.map(axum::body::Body::new)));
+        let mut answer = match answer.await {
+            Ok(Ok(answer)) => answer.map(Either::Right),
+            Err(failed) => {
+                tracing::error!(error = %failed, "answering a request failed");
+                Problem::new(Slug::Internal, "answering the request failed").into_answer().map(Either::Left)
+            }
+        };
+        if body_unread {
+            // No route here reads a body.
+            clock.will_linger();
+            answer
+                .headers_mut()
+                .insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+        }
+        Ok(answer)
+    }
+}
+
+/// Connections beyond the limit that are being told so at a time; more are dropped unanswered.
+const MAX_TURNED_AWAY: usize = 64;
+/// How long one of them may take.
+const TURN_AWAY: Duration = Duration::from_secs(1);
+/// A refused client gets this long to see its answer (less, if bodies get less).
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Accepts and serves connections until `shutdown` resolves; then refuses new requests, lets those
+/// under way finish, closes every connection and returns. Dropping the future closes them at once.
+pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: impl Future<Output = ()>) {
+    let http = &limits.http;
+    let deadlines = Deadlines {
+        header: http.header_timeout,
+        idle: http.idle_timeout,
+        body: http.body_timeout,
+        linger: LINGER.min(http.body_timeout),
+    };
+    let full = Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire();
+    let mut server = Server {
+        deadlines,
+        max_connections: http.max_connections as usize,
+        connections: JoinSet::new(),
+        clocks: HashMap::new(),
+        turned_away: JoinSet::new(),
+        full: full.into(),
+        edge: Arc::new(Edge {
+            event_limits: EventLimits {
+                max_event: http.max_event_bytes as usize,
+                max_batch: limits.max_batch_bytes as usize,
+            },
+            budget: Budget::new(http.max_buffered_bytes),
+            router: admin::router(app.clone(), &limits.http),
+            limits,
+            app: app.clone(),
+        }),
+    };
+    tracing::info!(listen = listener.describe(), "listening");
+    let mut listener = Some(listener);
+    let mut shutdown = pin!(shutdown);
+    let mut sweep = tokio::time::interval(deadlines.step());
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut starved = false;
+    loop {
+        tokio::select! {
+            () = &mut shutdown, if listener.is_some() => {
+                listener = None;
+                app.draining();
+                server.finish();
+            }
+            Some(ended) = server.connections.join_next_with_id() => server.remove(ended),
+            _ = sweep.tick() => {
+                server.sweep();
+                starved = false;
+            }
+            accepted = accept(listener.as_ref()), if listener.is_some() && !starved => match accepted {
+                Ok(stream) => server.admit(stream),
+                Err(error) => starved = !is_of_one_connection(&error),
+            },
+        }
+        if listener.is_none() && server.connections.is_empty() {
+            return;
+        }
+    }
+}
+
+async fn accept(listener: Option<&Listener>) -> io::Result<Stream> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a failed accept says something about that connection only. Anything else (no descriptors,
+/// no memory) lasts, so accepting pauses until the next sweep instead of spinning.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    let one = matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted);
+    if !one {
+        tracing::warn!(%error, "accepting connections paused");
+    }
+    one
+}
+
+/// The accept loop's own: every connection, and the clock of each.
+struct Server {
+    edge: Arc<Edge>,
+    deadlines: Deadlines,
+    max_connections: usize,
+    connections: JoinSet<()>,
+    clocks: HashMap<Id, Arc<Clock>>,
+    turned_away: JoinSet<()>,
+    full: Arc<[u8]>,
+}
+
+impl Server {
+    fn admit(&mut self, stream: Stream) {
+        if self.connections.len() >= self.max_connections {
+            return self.turn_away(stream);
+        }
+        let clock = Clock::begin();
+        let edge = self.edge.clone();
+        let task = match stream {
+            Stream::Tcp(stream) => self.connections.spawn(connection::serve(stream, clock.clone(), edge)),
+            Stream::Unix(stream) => self.connections.spawn(connection::serve(stream, clock.clone(), edge)),
+        };
+        self.clocks.insert(task.id(), clock);
+    }
+
+    fn turn_away(&mut self, stream: Stream) {
+        while self.turned_away.try_join_next().is_some() {}
+        if self.turned_away.len() >= MAX_TURNED_AWAY {
+            return;
+        }
+        let full = self.full.clone();
+        self.turned_away.spawn(async move {
+            let answered = async {
+                match stream {
+                    Stream::Tcp(stream) => connection::turn_away(stream, full).await,
+                    Stream::Unix(stream) => connection::turn_away(stream, full).await,
+                }
+            };
+            // Whoever does not take the answer in time goes without.
+            let _ = tokio::time::timeout(TURN_AWAY, answered).await;
+        });
+    }
+
+    fn remove(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(failed) => {
+                tracing::error!(error = %failed, "a connection's task failed");
+                failed.id()
+            }
+        };
+        self.clocks.remove(&id);
+    }
+
+    fn sweep(&mut self) {
+        let step = self.deadlines.step();
+        for clock in self.clocks.values() {
+            clock.sweep(&self.deadlines, step);
+        }
+        while self.turned_away.try_join_next().is_some() {}
+    }
+
+    fn finish(&mut self) {
+        for clock in self.clocks.values() {
+            clock.finish();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
