@@ -1,19 +1,76 @@
-//! The daemon, from lock to drain.
+//! The daemon: lock → listen → recover → open sinks → serve → drain. [`run`] reads top to bottom.
 //!
-//! Runs on the main thread.
+//! ```text
+//! main           this file: starts everything, then waits for a signal or for bad news
+//! ingest         HTTP connections and the group commit, on one current-thread runtime
+//! ledger, stock  checkpoints and freed segments; spare segments
+//! sink-<name>    one worker a sink
+//! operations     a small runtime: every other route, timers, signals
+//! ```
+//!
+//! Everything the daemon cannot do without is watched (`vigil`): what ends before it was told to,
+//! panics included, starts the drain, and the process ends with an error. Failed storage ends it
+//! with code 4 and without the mark of a clean stop, so that the next start recovers from the disk.
 
-use crate::config::Config;
+mod drain;
+mod lock;
+mod notify;
+mod signals;
+mod vigil;
+
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::config::{Config, Listen, SinkConfig};
+use crate::disk::{Disk, RealDisk};
+use crate::event::Micros;
+use crate::http::{self, App, Limits, Listener};
+use crate::log::LogError;
+use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
+use crate::queue::{QueueError, SinkId, SinkInfo};
+use crate::sink::{self, Resume};
+use crate::worker::Worker;
+
+use drain::Drain;
+use lock::Lock;
+use vigil::{Ended, Vigil, Watch};
 
 /// Why the daemon ended other than by an orderly stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process has the data directory.
-    #[error("the data directory {dir} is in use by another eventflow process{}", .pid.map_or(String::new(), |pid| format!(" (pid {pid})")))]
+    #[error(
+        "the data directory {} is in use by another eventflow process{}; stop that one or choose another `data_dir`",
+        dir.display(),
+        .pid.map_or(String::new(), |pid| format!(" (pid {pid})"))
+    )]
     InUse {
         /// The directory.
-        dir: String,
+        dir: PathBuf,
         /// The other process, if it said.
         pid: Option<u32>,
+    },
+    /// The data directory cannot be used.
+    #[error("the data directory {} cannot be used: {reason}", dir.display())]
+    DataDir {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {reason}; `http.listen` or `--listen` chooses another address")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        reason: String,
     },
     /// A write or sync failed, or there was no room to start.
     #[error("storage failed: {0}")]
@@ -24,6 +81,237 @@ pub enum Error {
 }
 
 /// Runs the daemon until a signal stops it.
-pub fn serve(_config: Config) -> Result<(), Error> {
-    Err(Error::Failed("the daemon is not wired yet".to_owned()))
+pub fn serve(config: &Config) -> Result<(), Error> {
+    let operations = operations()?;
+    let stop = signals::listen(&operations)?;
+    let ended = run(config, operations.handle(), stop);
+    // What does not end by itself (a delivery past its time) ends with the process.
+    operations.shutdown_background();
+    ended
+}
+
+/// The runtime for everything that must not wait for a sync.
+fn operations() -> Result<Runtime, Error> {
+    let built = Builder::new_multi_thread().worker_threads(2).thread_name("operations").enable_all().build();
+    built.map_err(|error| Error::Failed(format!("cannot start the operations runtime: {error}")))
+}
+
+/// Runs the daemon until `stop` turns true or its sender is gone. Blocks; must not be called from a
+/// task of `operations`.
+pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) -> Result<(), Error> {
+    let began = Instant::now();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+    let mut vigil = Vigil::new();
+
+    // Lock: before anything is read or written.
+    let _lock = lock_data_dir(config, &*disk)?;
+
+    // Listen: who comes during recovery gets an answer, not a refused connection.
+    let app = App::new(operations.clone());
+    let ingest = Ingest::start(config, app.clone(), &mut vigil)?;
+
+    // Recover.
+    notify::status("recovering");
+    let Opened { queue, committer, ledger, stock, resumes, wal_report, .. } =
+        open_queue(config, disk.clone())?;
+
+    // Set everything going; the committer last, so that nothing is accepted before all else stands.
+    vigil.start("ledger", move || Ok(ledger.run()?))?;
+    vigil.start("stock", move || {
+        stock.run();
+        Ok(())
+    })?;
+    let (stop_workers, workers_stop) = watch::channel(false);
+    for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
+        let sink = open_sink(config, sink, &disk, resume)?;
+        let config = config.sinks[usize::from(id.0)].clone();
+        let worker = Worker { queue: queue.clone(), sink_id: id, config, sink, stop: workers_stop.clone() };
+        start_worker(worker, operations.clone(), &mut vigil)?;
+    }
+    let stop_http = ingest.commit_for(committer, &mut vigil)?;
+
+    // Serve, until a signal or bad news.
+    app.serving(queue.clone());
+    notify::ready();
+    tracing::info!(
+        first_offset = wal_report.first_offset,
+        next_offset = wal_report.next_offset,
+        clean_stop = wal_report.clean_stop,
+        took_ms = began.elapsed().as_millis() as u64,
+        "serving"
+    );
+    let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue));
+
+    // Drain.
+    notify::stopping();
+    let drain = Drain { app: &app, queue: &queue, stop_workers, stop_http, vigil };
+    match trouble {
+        None => operations.block_on(drain.in_order(config.shutdown.drain_timeout)),
+        Some(error @ Error::StorageFailed(_)) => {
+            tracing::error!(%error, "stopping; the next start recovers from the disk");
+            operations.block_on(drain.last_answers());
+            Err(error)
+        }
+        Some(error) => {
+            tracing::error!(%error, "stopping");
+            let drained = operations.block_on(drain.in_order(config.shutdown.drain_timeout));
+            Err(error.or_worse(drained))
+        }
+    }
+}
+
+/// Makes the data directory, durably, and locks it.
+fn lock_data_dir(config: &Config, disk: &dyn Disk) -> Result<Lock, Error> {
+    let dir = &config.data_dir;
+    disk.create_dir_all(dir).map_err(|error| storage_error(dir, error.kind(), &error.to_string()))?;
+    Lock::take(dir)
+}
+
+/// The ingest thread while it waits for its committer.
+struct Ingest {
+    committer: oneshot::Sender<(Committer, Watch)>,
+    stop: watch::Sender<bool>,
+}
+
+impl Ingest {
+    /// Binds the listener and starts to answer on a thread of its own.
+    fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<Self, Error> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|error| Error::Failed(format!("cannot start the ingest runtime: {error}")))?;
+        let listener = {
+            let _inside = runtime.enter();
+            Listener::bind(&config.http.listen).map_err(|error| Error::Listen {
+                address: match &config.http.listen {
+                    Listen::Tcp(address) => address.to_string(),
+                    Listen::Unix(path) => path.display().to_string(),
+                },
+                reason: error.to_string(),
+            })?
+        };
+        let limits = Limits::of(config);
+        let (committer, arriving) = oneshot::channel::<(Committer, Watch)>();
+        let (stop, mut stopped) = watch::channel(false);
+        let http = vigil.watch("http");
+        vigil.start("ingest", move || {
+            runtime.block_on(async move {
+                let commits = tokio::spawn(async move {
+                    // Dropped when the queue did not open; then there is nothing to commit.
+                    if let Ok((committer, watch)) = arriving.await {
+                        watch.end(committer.run().await.map_err(Error::from));
+                    }
+                });
+                let stopped = async move {
+                    // A daemon that is gone without a word stops as well.
+                    let _ = stopped.wait_for(|stop| *stop).await;
+                };
+                http::serve(listener, app, limits, stopped).await;
+                http.end(Ok(()));
+                commits.await.map_err(|error| Error::Failed(format!("the committer ended early: {error}")))
+            })
+        })?;
+        Ok(Self { committer, stop })
+    }
+
+    /// Hands the ingest thread its committer; what is left stops the HTTP edge.
+    fn commit_for(self, committer: Committer, vigil: &mut Vigil) -> Result<watch::Sender<bool>, Error> {
+        let watch = vigil.watch("committer");
+        match self.committer.send((committer, watch)) {
+            Ok(()) => Ok(self.stop),
+            Err(_) => Err(Error::Failed("the ingest thread ended before it began".to_owned())),
+        }
+    }
+}
+
+fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
+    let sinks = config.sinks.iter().map(|sink| SinkInfo {
+        name: sink.name.clone(),
+        kind: sink.kind.name(),
+        starts_paused: sink.paused,
+    });
+    // Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
+    let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());
+    let clock = Arc::new(Micros::now);
+    embedded::open(disk, config, sinks.collect(), entropy, clock).map_err(|error| match &error {
+        OpenError::Wal(LogError::Io { kind, .. }) | OpenError::Ledger(LogError::Io { kind, .. }) => {
+            storage_error(&config.data_dir, *kind, &error.to_string())
+        }
+        _ => Error::StorageFailed(error.to_string()),
+    })
+}
+
+/// An error while starting: a directory that one may not write is for the operator to put right,
+/// everything else is a failing disk.
+fn storage_error(dir: &Path, kind: io::ErrorKind, reason: &str) -> Error {
+    use io::ErrorKind::{
+        AlreadyExists, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    match kind {
+        PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory | AlreadyExists | NotFound => {
+            Error::DataDir { dir: dir.to_owned(), reason: reason.to_owned() }
+        }
+        _ => Error::StorageFailed(reason.to_owned()),
+    }
+}
+
+fn open_sink(
+    config: &Config,
+    sink: &SinkConfig,
+    disk: &Arc<dyn Disk>,
+    resume: Resume,
+) -> Result<Box<dyn sink::Sink>, Error> {
+    let opened = sink::open(sink, &config.data_dir, disk.clone(), resume);
+    opened.map_err(|error| Error::Failed(error.to_string()))
+}
+
+/// Workers read the log and the archive writes files, so each has a thread of its own.
+fn start_worker(worker: Worker, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
+    let name = format!("{}{}", drain::SINK, worker.config.name);
+    vigil.start(&name, move || Ok(operations.block_on(worker.run())?))
+}
+
+/// Waits for a signal (`None`) or for something that ended before it was told to.
+async fn wait_for_the_end(
+    mut stop: watch::Receiver<bool>,
+    vigil: &mut Vigil,
+    queue: &EmbeddedQueue,
+) -> Option<Error> {
+    let Ended { name, how } = tokio::select! {
+        // An error means that whoever could stop the daemon is gone; it stops then, too.
+        _ = stop.wait_for(|stop| *stop) => return None,
+        ended = vigil.next() => ended,
+    };
+    // Failed storage ends several threads at once; it is the reason, whichever was heard first.
+    Some(match (queue.failed(), how) {
+        (Some(reason), _) => Error::StorageFailed(reason),
+        (None, Err(error)) => error,
+        (None, Ok(())) => {
+            Error::Failed(format!("`{name}` ended although nobody told it to; please report this"))
+        }
+    })
+}
+
+impl Error {
+    /// This error, unless what came later is failed storage.
+    fn or_worse(self, later: Result<(), Error>) -> Error {
+        match later {
+            Err(worse @ Error::StorageFailed(_)) => worse,
+            _ => self,
+        }
+    }
+}
+
+impl From<QueueError> for Error {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::StorageFailed(reason) => Error::StorageFailed(reason),
+            other => Error::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<LogError> for Error {
+    fn from(error: LogError) -> Self {
+        Error::StorageFailed(error.to_string())
+    }
 }

@@ -24,4 +24,17 @@ pub fn init(config: &Telemetry) {
         (LogFormat::Text, true) => builder.without_time().with_target(false).try_init().is_ok(),
         (LogFormat::Text, false) => builder.with_target(false).try_init().is_ok(),
     };
+    log_panics();
+}
+
+/// A panic becomes a log line with its place; what it means is for whoever watches the thread.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+        tracing::error!(thread, place, panic = text, "a thread panicked; please report this");
+    }));
 }

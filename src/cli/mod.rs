@@ -200,7 +200,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Serve { config, listen } => {
             let config = config.load(listen)?;
             telemetry::init(&config.telemetry);
-            daemon::serve(config)?;
+            daemon::serve(&config)?;
             Ok(Exit::Done)
         }
         Verb::Check { config } => {

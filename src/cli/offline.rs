@@ -201,7 +201,7 @@ mod tests {
     fn each_damaged_range_and_each_void_is_listed() {
         let found = Inspection {
             next_offset: 9,
-            voids: vec![7..8],
+            voids: std::iter::once(7..8).collect(),
             damage: vec![Damage {
                 file: "wal/0.seg".into(),
                 bytes: 4096..4200,
