@@ -14,7 +14,7 @@ const FULL: u64 = SEGMENT_BYTES - 4096 - 64;
 
 fn names(rig: &Rig) -> Vec<String> {
     let mut names: Vec<_> =
-        rig.disk.list(&"/data/wal".as_ref()).unwrap().into_iter().map(|entry| entry.name).collect();
+        rig.disk.list("/data/wal".as_ref()).unwrap().into_iter().map(|entry| entry.name).collect();
     names.sort();
     names
 }
