@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::mem::Discriminant;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::frame;
+use super::quarantine::Known;
 use super::segment::{DATA_START, Segment};
 use super::{LogError, NoRoom, Options};
 use crate::disk::{Disk, DiskFile};
@@ -72,6 +74,8 @@ pub(super) struct Shared {
     failure: OnceLock<String>,
     durable_moved: Notify,
     state: Mutex<State>,
+    /// What readers need not tell again.
+    known: Mutex<Known>,
     /// The stock waits here for something to do.
     pub stock_work: Condvar,
     /// The writer waits here for a spare.
@@ -167,6 +171,7 @@ impl Shared {
             failure: OnceLock::new(),
             durable_moved: Notify::new(),
             state: Mutex::new(State { segments, bytes, ..State::default() }),
+            known: Mutex::default(),
             stock_work: Condvar::new(),
             spare_ready: Condvar::new(),
         }
@@ -181,6 +186,11 @@ impl Shared {
     /// Whether the log is latched.
     pub fn is_failed(&self) -> bool {
         self.is_failed.load(Ordering::Acquire)
+    }
+
+    /// Remembers what is damaged or void; `false` when it was known.
+    pub fn learn(&self, base: u64, bytes: &Range<u64>, offsets: &Range<u64>) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).learn(base, bytes, offsets)
     }
 
     /// The latch as an error.

@@ -6,7 +6,10 @@
 use std::sync::Arc;
 
 use super::catalog::{Inventory, Place, Shared};
-use super::{Entropy, NoRoom, Options, Reader, Stock, Writer};
+use super::quarantine;
+use super::scan::Loss;
+use super::segment::Segment;
+use super::{Damage, Entropy, NoRoom, Options, Reader, Stock, Writer};
 use crate::disk::Disk;
 
 /// A handle to an open log: watermarks, readers, release. Cheap to clone, usable from any thread.
@@ -127,6 +130,24 @@ impl Log {
             None if offset < self.first_offset() => Place::Released { first_offset: self.first_offset() },
             None => Place::NotYet,
         }
+    }
+
+    /// Tells of a loss and sets its bytes aside, unless that was done before. Where the copy fails
+    /// the segment's file is never used again.
+    pub(super) fn tell(&self, segment: &Segment, loss: &Loss) -> Option<Damage> {
+        if !self.shared.learn(segment.base(), &loss.bytes, &loss.lost) {
+            return None;
+        }
+        let (damage, kept) =
+            quarantine::tell(self.disk(), self.options(), &segment.path, segment.salt(), loss);
+        if !kept {
+            segment.keep();
+        }
+        Some(damage)
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     pub(super) fn disk(&self) -> &dyn Disk {

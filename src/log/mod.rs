@@ -82,14 +82,20 @@
 //! * [`inspect`]: the same scan, read-only, for `wal inspect` and `wal verify`.
 
 mod catalog;
+mod cursor;
 mod error;
 pub mod frame;
 mod handle;
 pub mod inspect;
+mod quarantine;
 mod reader;
 mod recovery;
+mod repair;
+mod scan;
 pub mod segment;
 mod stock;
+mod survey;
+mod window;
 mod writer;
 
 use std::path::PathBuf;

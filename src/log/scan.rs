@@ -128,8 +128,8 @@ pub(super) fn frame_at_or_mended(
         return Ok(Some(frame));
     }
     // One wrong byte spoils the magic or the salt, never both.
-    let head = window.get(position, HEADER_BYTES)?;
     let salt = expect.salt.to_le_bytes();
+    let head = window.share(position, HEADER_BYTES)?;
     if head.len() < HEADER_BYTES || (head[..4] != MAGIC && head[8..16] != salt) {
         return Ok(None);
     }
@@ -175,6 +175,7 @@ pub(super) fn search(window: &mut Window, from: u64, expect: &Expect) -> io::Res
     let finder = memmem::Finder::new(&salt);
     let mut gap = Gap::default();
     let mut found = None;
+    debug_assert_ne!(expect.salt, 0, "no segment has this salt, and zeros are everywhere");
     let mut at = from;
     while found.is_none() {
         let bytes = window.rest(at, HEADER_BYTES)?;
@@ -357,6 +358,8 @@ pub(super) struct Loss {
 pub(super) const DAMAGED_RECORD: &str = "a record does not match its checksum";
 pub(super) const DAMAGED_FRAMES: &str = "no intact frame where one was written";
 pub(super) const MISSING_FRAMES: &str = "frames are missing between two intact ones";
+pub(super) const UNREADABLE: &str = "the segment's file is gone or cannot be opened";
+pub(super) const LOST_HEADER: &str = "a copy of the segment's header is damaged";
 pub(super) const ENDS_EARLY: &str = "the segment ends before the next one begins";
 pub(super) const MENDED_FRAME: &str = "one byte of a frame's header was wrong and is put right in reading";
 

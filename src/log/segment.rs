@@ -131,6 +131,8 @@ pub struct Segment {
     durable_position: AtomicU64,
     /// Set before the file may be renamed and overwritten.
     released: AtomicBool,
+    /// Damaged bytes in it have no copy elsewhere.
+    kept: AtomicBool,
     file: Mutex<Option<Weak<dyn DiskFile>>>,
     /// Ascending (offset, position of a frame that begins with it).
     notes: Mutex<Vec<(u64, u64)>>,
@@ -145,6 +147,7 @@ impl Segment {
             allocated,
             durable_position: AtomicU64::new(durable_position),
             released: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
             file: Mutex::new(None),
             notes: Mutex::new(Vec::new()),
         }
@@ -206,6 +209,16 @@ impl Segment {
 
     pub(super) fn set_durable_position(&self, position: u64) {
         self.durable_position.store(position, Ordering::Release);
+    }
+
+    /// Keeps the file from ever being used again or removed: it holds the only copy of something.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the file must stay.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::SeqCst)
     }
 
     pub(super) fn set_released(&self) {

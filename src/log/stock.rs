@@ -116,6 +116,10 @@ impl Stock {
 
     /// Makes a spare out of a released segment, or removes it when there are spares enough.
     fn take_back(&mut self, segment: &Segment) -> Step {
+        if segment.is_kept() {
+            self.shared.forget_released(0); // still on the disk, so still counted
+            return Step::Worked;
+        }
         let size = segment.header.size;
         if size != self.shared.options.segment_bytes || !self.wants_reused() {
             return match self.shared.disk.remove(&segment.path) {

@@ -232,6 +232,15 @@ impl Writer {
         Ok(())
     }
 
+    /// For recovery without a spare: the next record gets this offset, everything below is durable
+    /// in segments that take nothing more.
+    pub(super) fn go_on_at(&mut self, next: u64) {
+        debug_assert!(self.active.is_none() && next >= self.next_offset);
+        self.next_offset = next;
+        self.publish_next();
+        self.shared.publish_durable(next);
+    }
+
     /// For recovery: makes what was appended durable, in a new segment in any case.
     pub(super) fn begin(&mut self, now_micros: i64) -> Result<(), AppendError> {
         if self.active.is_none() {
