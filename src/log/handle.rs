@@ -38,7 +38,6 @@ impl Log {
         Self { shared }
     }
 
-    #[cfg(test)]
     pub(super) fn shared(&self) -> &Shared {
         &self.shared
     }
@@ -144,10 +143,6 @@ impl Log {
             segment.keep();
         }
         Some(damage)
-    }
-
-    pub(super) fn shared(&self) -> &Shared {
-        &self.shared
     }
 
     pub(super) fn disk(&self) -> &dyn Disk {

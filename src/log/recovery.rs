@@ -495,3 +495,6 @@ fn records<'a>(frame: &FrameAt, payload: &'a [u8]) -> Vec<Record<'a>> {
 fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
     disk.sync_dir(dir).map_err(|e| LogError::io("syncing directory", dir, &e))
 }
+
+#[cfg(test)]
+mod tests;
