@@ -13,8 +13,8 @@ use bytes::Bytes;
 use super::frame::{self, HEADER_BYTES, Kind};
 use super::reader::ReadRecord;
 use super::scan::{
-    DAMAGED_FRAMES, DAMAGED_RECORD, ENDS_EARLY, Expect, FrameAt, Loss, MENDED_FRAME, MISSING_FRAMES, judge,
-    frame_at_or_mended, search,
+    DAMAGED_FRAMES, DAMAGED_RECORD, ENDS_EARLY, Expect, FrameAt, Loss, MENDED_FRAME, MISSING_FRAMES,
+    frame_at_or_mended, judge, search,
 };
 use super::window::Window;
 use crate::disk::DiskFile;
@@ -136,8 +136,9 @@ impl Cursor {
             }
             let Some(inside) = self.inside.take() else { continue };
             let first = inside.index;
-            for (offset, entry) in
-                (inside.frame.header.base..).zip(frame::entries(&inside.frame.header, &inside.frame.prefix)).skip(first)
+            for (offset, entry) in (inside.frame.header.base..)
+                .zip(frame::entries(&inside.frame.header, &inside.frame.prefix))
+                .skip(first)
             {
                 tags.push((offset, entry.tag));
                 taken += 1;

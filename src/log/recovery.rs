@@ -312,12 +312,7 @@ fn tell_torn_tail(disk: &dyn Disk, options: &Options, last: &Found, scan: &Scan)
         bytes = scan.tail.non_zero_end.saturating_sub(position),
         "cut a torn tail that nobody was promised"
     );
-    TornTail {
-        file: last.path.clone(),
-        position,
-        non_zero_bytes: scan.tail.non_zero,
-        quarantined: copy.ok(),
-    }
+    TornTail { file: last.path.clone(), position, non_zero_bytes: scan.tail.non_zero, quarantined: copy.ok() }
 }
 
 /// Where the log goes on.
@@ -352,8 +347,8 @@ fn plan(disk: &dyn Disk, options: &Options, survey: &Survey, verdict: &Verdict) 
             None => return Plan::Begin,
         }
     };
-    let fits = used + (scan.voids.len() as u64 + 1) * frame::HEADER_BYTES as u64
-        <= capacity(options.segment_bytes);
+    let fits =
+        used + (scan.voids.len() as u64 + 1) * frame::HEADER_BYTES as u64 <= capacity(options.segment_bytes);
     if from == scan.end || !fits || (from == last.header.base && !replaces) {
         return Plan::Begin;
     }

@@ -191,8 +191,7 @@ impl Survey {
         let most = base.saturating_add(look.found.len / ENTRY_BYTES as u64);
         let end = self.segments.get(at).map_or(most, |next| next.header.base.min(most));
         let mut found = look.found;
-        let made_up =
-            SegmentHeader { stream, base, salt: 0, size: found.len, created_micros: 0, durable: 0 };
+        let made_up = SegmentHeader { stream, base, salt: 0, size: found.len, created_micros: 0, durable: 0 };
         found.header = made_up;
         found.damaged_header = Some(0..DATA_START.min(found.len));
         let window = found.window(disk);
@@ -269,9 +268,10 @@ fn stale_header(kept: &[Look]) -> Option<usize> {
     let first = kept.first()?; // ascending by base
     let is_stale = kept.len() > 1
         && first.name_base > first.found.header.base
-        && kept.iter().skip(1).all(|other| {
-            first.name_base > other.found.header.base && first.name_base > other.name_base
-        });
+        && kept
+            .iter()
+            .skip(1)
+            .all(|other| first.name_base > other.found.header.base && first.name_base > other.name_base);
     is_stale.then_some(0)
 }
 

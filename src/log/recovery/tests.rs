@@ -48,7 +48,8 @@ fn batch(i: u64, base: u64) -> Vec<Written> {
 }
 
 fn append(writer: &mut Writer, batch: &[Written]) -> u64 {
-    let records = batch.iter().map(|(_, tag, bytes)| Record { tag: *tag, crc: crc32fast::hash(bytes), bytes });
+    let records =
+        batch.iter().map(|(_, tag, bytes)| Record { tag: *tag, crc: crc32fast::hash(bytes), bytes });
     writer.append(batch[0].0, records).expect("there is room")
 }
 
