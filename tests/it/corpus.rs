@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::harness::{Archived, Daemon, archive, eventflow, run, words};
+use crate::harness::{Archived, Daemon, ROOMY, archive, eventflow, run, words};
 
 /// One event as its sender wrote it.
 struct Original {
@@ -107,7 +107,7 @@ fn send_puts_every_event_into_the_archive_and_sent_again_changes_nothing() {
 fn ndjson_in_one_request_arrives_byte_for_byte() {
     let (_, originals) = input();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let daemon = Daemon::start(dir.path(), &[]);
+    let daemon = Daemon::start(dir.path(), ROOMY);
     let body: Vec<&str> = originals.iter().map(|o| o.line.as_str()).collect();
     for accepted in [originals.len(), 0] {
         let answer =
@@ -124,7 +124,7 @@ fn ndjson_in_one_request_arrives_byte_for_byte() {
 fn a_batch_arrives_byte_for_byte() {
     let (_, originals) = input();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let daemon = Daemon::start(dir.path(), &[]);
+    let daemon = Daemon::start(dir.path(), ROOMY);
     let body: Vec<&str> = originals.iter().map(|o| o.line.as_str()).collect();
     let body = format!("[{}]", body.join(" ,\r\n"));
     for accepted in [originals.len(), 0] {
@@ -155,7 +155,7 @@ fn one_by_one_in_binary_mode_arrives_byte_for_byte() {
         })
         .collect();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let daemon = Daemon::start(dir.path(), &[]);
+    let daemon = Daemon::start(dir.path(), ROOMY);
     let mut client = daemon.client();
     for (position, event) in originals.iter().enumerate() {
         let headers: Vec<(String, String)> = event
@@ -192,7 +192,7 @@ fn export_gives_back_what_was_sent_running_and_stopped() {
     let (_folder, file) = events_file(&originals);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().to_str().expect("UTF-8");
-    let daemon = Daemon::start(dir.path(), &[]);
+    let daemon = Daemon::start(dir.path(), ROOMY);
     let sent = run(&["send", &file, "--url", &daemon.url()]);
     assert_eq!(sent.status.code(), Some(0), "{}", words(&sent));
     let exported = |arguments: &[&str]| -> String {

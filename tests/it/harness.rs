@@ -51,6 +51,9 @@ pub fn words(output: &Output) -> String {
 /// Settings with which every test rolls and reuses segments.
 pub const TINY: &[(&str, &str)] = &[("EVENTFLOW_WAL__SEGMENT", "64KiB"), ("EVENTFLOW_WAL__BUDGET", "4MiB")];
 
+/// Settings with room for the whole corpus in one request, and no more to write at each start.
+pub const ROOMY: &[(&str, &str)] = &[("EVENTFLOW_WAL__SEGMENT", "8MiB"), ("EVENTFLOW_WAL__BUDGET", "64MiB")];
+
 /// A running daemon; killed when dropped.
 pub struct Daemon {
     child: Child,

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Daemon, words};
+use crate::harness::{Daemon, TINY, words};
 
 fn installed(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sdk").join(path);
@@ -22,7 +22,7 @@ fn installed(path: &str) -> Option<PathBuf> {
 /// Runs one SDK's program against a fresh daemon; it compares the archive with what it sent.
 fn sends_unchanged(mut program: Command) {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let daemon = Daemon::start(dir.path(), &[]);
+    let daemon = Daemon::start(dir.path(), TINY);
     program.arg(daemon.url()).arg(dir.path().join("archive"));
     let output = program.output().expect("the interpreter runs");
     println!("{}", String::from_utf8_lossy(&output.stdout));

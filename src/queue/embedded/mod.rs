@@ -213,8 +213,11 @@ impl Queue for EmbeddedQueue {
             let waiting = shared.waiting();
             (waiting.bytes, waiting.closed)
         };
+        // A body is not its frame (it may be packed, or be refused for its own size): never ask for
+        // more room than a frame can take, or a request too large for any segment would hear "later".
+        let frame_bytes = frame::frame_bytes(1, body_bytes).min(shared.log.max_frame_bytes());
         // Storage first: a failed log is closed as well, and that is the reason to give.
-        if let Some(refusal) = shared.refusal(frame::frame_bytes(1, body_bytes), waiting_bytes) {
+        if let Some(refusal) = shared.refusal(frame_bytes, waiting_bytes) {
             return Err(refusal);
         }
         if closed || shared.is_draining() {

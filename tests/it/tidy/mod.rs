@@ -53,6 +53,7 @@ const OWN_FILES: &[(&str, &str)] = &[
     ("src/disk/real.rs", "the real implementation of Disk"),
     ("src/config", "reads the configuration file, which is not ours to make durable"),
     ("src/daemon", "the lock file and the sockets"),
+    ("src/http/listener.rs", "the Unix socket it listens on"),
     ("src/cli", "files that a user names, and output files"),
 ];
 
