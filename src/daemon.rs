@@ -16,6 +16,8 @@ mod drain;
 mod lock;
 mod notify;
 mod signals;
+#[cfg(test)]
+mod tests;
 mod vigil;
 
 use std::hash::{BuildHasher, Hasher};
