@@ -221,3 +221,135 @@ impl Ring {
 fn bad(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SimulatedDisk;
+    use crate::disk::simulated::Policy;
+
+    const WINDOW: u64 = 10;
+
+    fn dir() -> &'static Path {
+        Path::new("/ledger")
+    }
+
+    fn tag(offset: u64) -> u128 {
+        // Every third offset is void.
+        if offset % 3 == 2 { 0 } else { u128::from(offset + 1) << 64 | u128::from(offset + 1) }
+    }
+
+    fn tags(range: std::ops::Range<u64>) -> Vec<u128> {
+        range.map(tag).collect()
+    }
+
+    fn all(ring: &Ring) -> Vec<(u64, u128)> {
+        let mut found = Vec::new();
+        ring.read(0, |offset, tags| {
+            found.extend((offset..).zip(tags.iter().copied()));
+            Ok(())
+        })
+        .unwrap();
+        found
+    }
+
+    fn fresh(window: u64) -> (Arc<dyn Disk>, Ring) {
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        disk.create_dir_all(dir()).unwrap();
+        let ring = Ring::create(&disk, dir(), window, 0, None).unwrap();
+        (disk, ring)
+    }
+
+    #[test]
+    fn remembers_the_last_window_across_reopening() {
+        let (disk, mut ring) = fresh(WINDOW);
+        for end in [3, 9, 10, 17, 31] {
+            ring.write(ring.end(), &tags(ring.end()..end)).unwrap();
+            ring.publish(end).unwrap();
+            let reopened = Ring::open(&*disk, dir()).unwrap().unwrap();
+            let expected: Vec<_> = (end.saturating_sub(WINDOW)..end).map(|o| (o, tag(o))).collect();
+            assert_eq!(all(&reopened), expected);
+        }
+    }
+
+    #[test]
+    fn another_window_keeps_what_both_can_hold() {
+        for window in [4, 25] {
+            let (disk, mut ring) = fresh(WINDOW);
+            ring.write(0, &tags(0..8)).unwrap();
+            ring.publish(8).unwrap();
+            ring.write(8, &tags(8..17)).unwrap();
+            ring.publish(17).unwrap();
+            let other = Ring::create(&disk, dir(), window, 5, Some(&ring)).unwrap();
+            let from = 17 - window.min(WINDOW);
+            assert_eq!(all(&other), (from..17).map(|o| (o, tag(o))).collect::<Vec<_>>());
+            let reopened = Ring::open(&*disk, dir()).unwrap().unwrap();
+            assert_eq!((reopened.window(), reopened.end()), (window, 17));
+        }
+    }
+
+    #[test]
+    fn no_power_loss_takes_a_tag_of_the_window_or_makes_one_up() {
+        let ends = [4u64, 9, 14, 23, 24, 37];
+        let simulated = SimulatedDisk::new(2);
+        let disk: Arc<dyn Disk> = Arc::new(simulated.clone());
+        disk.create_dir_all(dir()).unwrap();
+        simulated.record();
+        let first = simulated.operations();
+        let mut ring = Ring::create(&disk, dir(), WINDOW, 0, None).unwrap();
+        let created = simulated.operations();
+        // After operation n the ring promises everything below published[n].
+        let mut published = vec![(created, 0)];
+        for end in ends {
+            ring.write(ring.end(), &tags(ring.end()..end)).unwrap();
+            ring.publish(end).unwrap();
+            published.push((simulated.operations(), end));
+        }
+        for operation in first..=simulated.operations() {
+            for policy in Policy::ALL {
+                for seed in 0..if policy.is_random() { 8 } else { 1 } {
+                    let lost = simulated.at(operation).unwrap().power_loss(policy, seed);
+                    let what = format!("{policy:?} seed {seed} after {}", simulated.describe(operation));
+                    let Some(ring) = Ring::open(&lost, dir()).unwrap() else {
+                        assert!(operation < created, "{what}");
+                        continue;
+                    };
+                    let promised =
+                        published.iter().rev().find(|(done, _)| *done <= operation).map_or(0, |(_, end)| *end);
+                    let attempted = ends.into_iter().find(|end| *end > promised).unwrap_or(promised);
+                    assert!(ring.end() == promised || ring.end() == attempted, "{what}");
+                    // The log was at `attempted` when these were written: older ones are out of the
+                    // window by now.
+                    let window = attempted.saturating_sub(WINDOW)..ring.end();
+                    for (offset, found) in all(&ring) {
+                        if window.contains(&offset) {
+                            assert_eq!(found, tag(offset), "{what}: offset {offset}");
+                        } else {
+                            assert!(found == 0 || (0..attempted).any(|o| tag(o) == found), "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_ring_is_an_error_and_never_a_panic() {
+        let (disk, mut ring) = fresh(WINDOW);
+        ring.write(0, &tags(0..8)).unwrap();
+        ring.publish(8).unwrap();
+        let path = dir().join(FILE_NAME);
+        let file = disk.open(&path, Access::ReadWrite).unwrap();
+        file.write_all_at(&[0xff], 20).unwrap();
+        // One copy of the header is enough, even though it is the older one.
+        assert!(Ring::open(&*disk, dir()).unwrap().is_some());
+        file.write_all_at(&[0xff], SECTOR + 20).unwrap();
+        assert_eq!(Ring::open(&*disk, dir()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+
+        let (disk, _ring) = fresh(WINDOW);
+        for len in [0, 40, 600, DATA, DATA + WINDOW * TAG_BYTES - 1] {
+            disk.open(&path, Access::ReadWrite).unwrap().set_len(len).unwrap();
+            assert_eq!(Ring::open(&*disk, dir()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}
