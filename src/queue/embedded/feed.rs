@@ -27,6 +27,8 @@ pub(super) struct Feed {
     log: Log,
     reader: Reader,
     ring: State,
+    /// That there is no ring was told; it is told once.
+    is_told: bool,
     pairs: Vec<(u64, u128)>,
 }
 
@@ -49,7 +51,7 @@ impl Feed {
             old => State::Broken(old),
         };
         let reader = log.reader(log.first_offset());
-        Self { disk, dir, window, log, reader, ring, pairs: Vec::new() }
+        Self { disk, dir, window, log, reader, ring, is_told: false, pairs: Vec::new() }
     }
 
     /// Segments below this offset may go as far as duplicates are concerned.
@@ -64,38 +66,49 @@ impl Feed {
     pub fn step(&mut self) -> bool {
         match std::mem::replace(&mut self.ring, State::Off) {
             State::Off => false,
-            State::Broken(old) => {
-                let start = self.log.next_offset().saturating_sub(self.window).max(self.log.first_offset());
-                let made = Ring::create(&self.disk, &self.dir, self.window, start, old.as_ref())
-                    // An old ring that cannot be copied must not keep a new one from being made.
-                    .or_else(|_| Ring::create(&self.disk, &self.dir, self.window, start, None));
-                match made {
-                    Ok(ring) => {
-                        self.ring = State::On(ring);
-                        true
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "the dedupe ring still cannot be made");
-                        self.ring = State::Broken(old);
-                        false
-                    }
+            State::Broken(old) => match self.make(old.as_ref()) {
+                Ok(ring) => {
+                    self.is_told = false;
+                    self.ring = State::On(ring);
+                    true
                 }
-            }
+                Err(error) => {
+                    self.tell(&error);
+                    self.ring = State::Broken(old);
+                    false
+                }
+            },
             State::On(mut ring) => match self.advance(&mut ring) {
                 Ok(more) => {
                     self.ring = State::On(ring);
                     more
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        %error,
-                        "the dedupe ring failed and is made anew; until then duplicates of freed events \
-                         are not recognised after a restart"
-                    );
+                    self.tell(&error);
                     self.ring = State::Broken(Some(ring));
                     false
                 }
             },
+        }
+    }
+
+    fn make(&self, old: Option<&Ring>) -> io::Result<Ring> {
+        let start = self.log.next_offset().saturating_sub(self.window).max(self.log.first_offset());
+        Ring::create(&self.disk, &self.dir, self.window, start, old)
+            // An old ring that cannot be copied must not keep a new one from being made.
+            .or_else(|error| match old {
+                Some(_) => Ring::create(&self.disk, &self.dir, self.window, start, None),
+                None => Err(error),
+            })
+    }
+
+    fn tell(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::warn!(
+                %error,
+                "there is no dedupe ring for now, another try follows; until then duplicates of freed \
+                 events are not recognised after a restart"
+            );
         }
     }
 

@@ -116,12 +116,7 @@ impl EmbeddedQueue {
         let mut state = shared.state();
         let claimed = match read {
             Ok((batch, end, chunk)) => {
-                shared.found(&mut state, &chunk.voids, false);
-                for damage in &chunk.damage {
-                    if shared.found(&mut state, std::slice::from_ref(&damage.lost), true) {
-                        open::tell_damage("wal", damage);
-                    }
-                }
+                shared.note(&mut state, &chunk);
                 if let Some(progress) = state.sinks.get_mut(usize::from(sink.0)) {
                     // What did not fit into the batch was never handed out.
                     let given_back = end >= range.end || progress.window.give_back(end..range.end);
@@ -293,10 +288,11 @@ impl Queue for EmbeddedQueue {
             Err(ReadError::Released { .. }) => return Ok(Lookup::Released),
             Err(error) => return Err(read_failed(error, offset)),
         };
+        let mut state = shared.state();
+        shared.note(&mut state, &chunk);
         let Some(record) = chunk.records.first().filter(|record| record.offset == offset) else {
             return Ok(Lookup::Void);
         };
-        let state = shared.state();
         let at_sinks = shared.infos.iter().zip(&state.sinks);
         Ok(Lookup::Found {
             accepted_at: Micros(record.accepted_at_micros),
@@ -324,7 +320,7 @@ impl Queue for EmbeddedQueue {
             wal_bytes: usage.bytes,
             wal_budget_bytes: usage.budget_bytes,
             segments: usage.segments,
-            damaged_ranges: state.damaged_ranges,
+            damaged_ranges: state.damaged_ranges + state.harmless_damage,
             refusing,
             sinks: sink_status(&shared.infos, &state, durable_end),
         }

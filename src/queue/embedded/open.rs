@@ -224,7 +224,7 @@ fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy
         return dedupe;
     }
     let mut load = |offset: u64, tag: u128| {
-        if tag != 0 && offset < next {
+        if tag != 0 && offset >= dedupe.next() && offset < next {
             dedupe.load(offset, tag);
         }
     };
@@ -262,10 +262,13 @@ fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: boo
     let report = &wal.report;
     let mut voids = memory.voids.clone();
     let mut damaged_ranges = memory.damaged_ranges;
+    let mut harmless_damage = 0;
     for damage in &report.damage {
         // An opening that did not get as far as the ledger finds the same again; once written down,
         // it is known.
-        if damage.lost.is_empty() || !voids.covers(&damage.lost) {
+        if damage.lost.is_empty() {
+            harmless_damage += 1;
+        } else if !voids.covers(&damage.lost) {
             damaged_ranges += 1;
             voids.insert(damage.lost.clone());
         }
@@ -275,6 +278,7 @@ fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: boo
     let mut state = State {
         voids,
         damaged_ranges,
+        harmless_damage,
         generation: 1,
         // Always written, because it says how far the log is durable.
         findings_changed: 1,

@@ -115,11 +115,6 @@ impl RangeSet {
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
-
-    /// Whether the set is empty.
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
 }
 
 impl FromIterator<Range<u64>> for RangeSet {

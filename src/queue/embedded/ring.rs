@@ -108,6 +108,9 @@ impl Ring {
         if bytes.is_none_or(|bytes| file.len().map_or(true, |len| len < bytes)) {
             return Err(bad("it is shorter than its header says"));
         }
+        // What was read may be in the page cache only, left there by a process that was killed;
+        // segments are freed on the strength of it, so it must be on the disk first.
+        file.sync_data()?;
         Ok(Some(Self { path, file, header }))
     }
 

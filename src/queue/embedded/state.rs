@@ -13,10 +13,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::event::{Micros, NewBatch};
-use crate::log::{Log, NoRoom, Reader};
+use crate::log::{Chunk, Log, NoRoom, Reader};
 use crate::queue::{Appended, Refusal, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
+use super::open::tell_damage;
 use super::ranges::RangeSet;
 use super::window::Window;
 
@@ -58,8 +59,10 @@ pub(super) struct State {
     pub sinks: Vec<SinkProgress>,
     /// Offsets that hold no event, as far as they still matter.
     pub voids: RangeSet,
-    /// Damaged ranges since the data directory was made.
+    /// Damaged ranges that cost events, since the data directory was made.
     pub damaged_ranges: u64,
+    /// Damage that cost nothing, met since the start.
+    pub harmless_damage: u64,
     /// Counts changes that belong into the ledger.
     pub generation: u64,
     /// The generation of the last change to voids or damage.
@@ -243,22 +246,34 @@ impl Shared {
         }
     }
 
-    /// Adds damage and voids found while reading; `true` for what was not known before.
-    pub fn found(&self, state: &mut State, lost: &[Range<u64>], is_damage: bool) -> bool {
-        let mut is_new = false;
-        for range in lost.iter().filter(|range| !range.is_empty()) {
-            if !state.voids.covers(range) {
-                state.voids.insert(range.clone());
-                state.damaged_ranges += u64::from(is_damage);
-                is_new = true;
+    /// Takes note of what a read found out about offsets without an event; whatever is new goes into
+    /// the ledger. Damage is counted once, however many readers and restarts meet it.
+    pub fn note(&self, state: &mut State, chunk: &Chunk) {
+        for damage in &chunk.damage {
+            if damage.lost.is_empty() {
+                state.harmless_damage += 1;
+            } else if self.add_void(state, &damage.lost) {
+                state.damaged_ranges += 1;
+            } else {
+                continue;
             }
+            tell_damage("wal", damage);
         }
-        if is_new {
-            state.generation += 1;
-            state.findings_changed = state.generation;
-            self.ledger_work.notify_one();
+        // What damage took is void as well, so this comes second.
+        chunk.voids.iter().for_each(|range| {
+            self.add_void(state, range);
+        });
+    }
+
+    fn add_void(&self, state: &mut State, range: &Range<u64>) -> bool {
+        if state.voids.covers(range) {
+            return false;
         }
-        is_new
+        state.voids.insert(range.clone());
+        state.generation += 1;
+        state.findings_changed = state.generation;
+        self.ledger_work.notify_one();
+        true
     }
 }
 

@@ -1,0 +1,208 @@
+//! What the queue promises, driven step by step on a simulated disk with tiny segments.
+
+mod behaviour;
+mod crash;
+mod model;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::disk::simulated::Random;
+use crate::disk::{Access, Disk, DiskFile, SimulatedDisk};
+use crate::event::{Micros, NewBatch};
+use crate::log::{Entropy, Step, Stock};
+use crate::queue::{
+    Appended, Claim, ClaimLimit, Queue, Receipt, Refusal, SinkId, SinkInfo, SinkStatus, Status,
+};
+use crate::sink::{Batch, Delivery, Outcomes, Resume};
+
+use super::{Committer, EmbeddedQueue, Ledger, OpenError, Opened, open};
+
+const ALL: ClaimLimit = ClaimLimit { events: 1000, bytes: 1 << 20 };
+const ARCHIVE: SinkId = SinkId(0);
+const OTHER: SinkId = SinkId(1);
+
+/// Eight segments of 8 KiB, so that everything rolls, fills up and is freed all the time.
+fn tiny() -> Config {
+    let mut config = Config { data_dir: PathBuf::from("/data"), ..Config::default() };
+    config.wal.segment_bytes = 8192;
+    config.wal.budget_bytes = 8 * 8192;
+    config.wal.spares = 1;
+    config.wal.min_free_disk_bytes = 0;
+    config.wal.dedupe_window = 16;
+    config.ledger.segment_bytes = 16384;
+    config.http.max_waiting_bytes = 1 << 20;
+    config
+}
+
+fn infos(names: &[&str]) -> Vec<SinkInfo> {
+    let info = |name: &&str| SinkInfo { name: (*name).to_owned(), kind: "toy", starts_paused: false };
+    names.iter().map(info).collect()
+}
+
+fn entropy(seed: u64) -> Entropy {
+    let mut random = Random::new(seed);
+    Box::new(move || random.next_u64())
+}
+
+fn text(id: u64) -> Vec<u8> {
+    format!(r#"{{"id":"{id}","pad":"{:>300}"}}"#, "").into_bytes()
+}
+
+fn tag(id: u64) -> u128 {
+    (u128::from(id) + 1) << 70 | u128::from(id)
+}
+
+fn batch(ids: &[u64]) -> NewBatch {
+    let mut batch = NewBatch::default();
+    for id in ids {
+        batch.push_rendered(tag(*id), |out| out.extend_from_slice(&text(*id)));
+    }
+    batch
+}
+
+/// A queue and the parts that a daemon would put threads around.
+struct House {
+    queue: Arc<EmbeddedQueue>,
+    committer: Committer,
+    ledger: Ledger,
+    stock: Stock,
+    resumes: Vec<Resume>,
+}
+
+impl House {
+    fn open_with(disk: &SimulatedDisk, config: &Config, sinks: Vec<SinkInfo>) -> Result<Self, OpenError> {
+        let clock: super::Clock = Arc::new(|| Micros(1_000));
+        let Opened { queue, committer, ledger, stock, resumes, .. } =
+            open(Arc::new(disk.clone()), config, sinks, entropy(7), clock)?;
+        Ok(Self { queue, committer, ledger, stock, resumes })
+    }
+
+    fn open(disk: &SimulatedDisk, config: &Config, sinks: &[&str]) -> Self {
+        let mut house = Self::open_with(disk, config, infos(sinks)).unwrap();
+        house.work();
+        house
+    }
+
+    /// A new house on a new disk with one sink.
+    fn new() -> (SimulatedDisk, Self) {
+        let disk = SimulatedDisk::new(1);
+        let house = Self::open(&disk, &tiny(), &["archive"]);
+        (disk, house)
+    }
+
+    fn post(&self, ids: &[u64]) -> Result<Receipt, Refusal> {
+        self.queue.append(batch(ids), Micros(5))
+    }
+
+    /// Posts and commits; one request in the group.
+    fn accept(&mut self, ids: &[u64]) -> Result<Appended, Refusal> {
+        let mut receipt = self.post(ids)?;
+        assert_eq!(receipt.try_now(), None, "nothing is accepted before the sync");
+        let _ = self.committer.commit_pending();
+        receipt.try_now().unwrap()
+    }
+
+    /// What the threads in the background would do until all is quiet.
+    fn work(&mut self) {
+        while self.stock.step() == Step::Worked {}
+        while self.ledger.step().unwrap() {}
+        while self.stock.step() == Step::Worked {}
+    }
+
+    fn claim(&self, sink: SinkId, limit: ClaimLimit) -> Option<Claim> {
+        self.queue.claim_now(sink, limit).unwrap()
+    }
+
+    /// Claims and delivers everything there is; the ids in order.
+    fn deliver_all(&self, sink: SinkId) -> Vec<u64> {
+        let mut ids = Vec::new();
+        while let Some(claim) = self.claim(sink, ALL) {
+            ids.extend(ids_of(&claim.batch));
+            claim.resolve(Delivery::default());
+        }
+        ids
+    }
+
+    fn status(&self) -> Status {
+        self.queue.status()
+    }
+
+    fn sink(&self, sink: SinkId) -> SinkStatus {
+        self.status().sinks[usize::from(sink.0)].clone()
+    }
+
+    /// An orderly stop.
+    fn close(mut self) {
+        self.queue.begin_drain();
+        self.queue.close_appends();
+        self.committer.commit_pending().unwrap();
+        self.committer.close().unwrap();
+        self.queue.stop_background();
+        self.ledger.close().unwrap();
+    }
+}
+
+fn ids_of(batch: &Batch) -> Vec<u64> {
+    batch.events.iter().map(|event| id_of(event.json)).collect()
+}
+
+fn id_of(json: &[u8]) -> u64 {
+    let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+    let id = value["id"].as_str().unwrap().parse().unwrap();
+    assert_eq!(json, text(id), "an event's bytes are what was accepted");
+    id
+}
+
+fn accepted(events: u64, first_offset: u64) -> Appended {
+    Appended { accepted: events, duplicates: 0, first_offset }
+}
+
+/// The smallest sink that is exactly-once with the queue's help: a file, cut back to its token.
+struct Toy {
+    file: Box<dyn DiskFile>,
+    len: u64,
+}
+
+impl Toy {
+    fn open(disk: &SimulatedDisk, resume: &Resume) -> std::io::Result<Self> {
+        let dir = Path::new("/toy");
+        let path = dir.join("lines");
+        disk.create_dir_all(dir)?;
+        let len = resume.token.as_ref().map_or(0, |token| {
+            u64::from_le_bytes(*token.first_chunk().expect("the token is ours, 8 bytes"))
+        });
+        let file = match disk.open(&path, Access::ReadWrite) {
+            Ok(file) => file,
+            Err(_) => disk.create(&path)?,
+        };
+        disk.sync_dir(dir)?;
+        assert!(file.len()? >= len, "what a durable token speaks of is durable");
+        file.set_len(len)?;
+        Ok(Self { file, len })
+    }
+
+    fn deliver(&mut self, batch: &Batch) -> std::io::Result<Delivery> {
+        let mut lines = String::new();
+        for event in batch.events.iter() {
+            lines += &format!("{} {}\n", event.offset, id_of(event.json));
+        }
+        self.file.write_all_at(lines.as_bytes(), self.len)?;
+        self.file.sync_data()?;
+        self.len += lines.len() as u64;
+        Ok(Delivery { outcomes: Outcomes::AllDelivered, token: Some(self.len.to_le_bytes().to_vec()) })
+    }
+
+    /// Offset and id of each line.
+    fn lines(&self) -> Vec<(u64, u64)> {
+        let mut bytes = vec![0; self.len as usize];
+        assert_eq!(self.file.read_full_at(&mut bytes, 0).unwrap(), bytes.len());
+        let text = String::from_utf8(bytes).unwrap();
+        let pair = |line: &str| {
+            let (offset, id) = line.split_once(' ').unwrap();
+            (offset.parse().unwrap(), id.parse().unwrap())
+        };
+        text.lines().map(pair).collect()
+    }
+}
