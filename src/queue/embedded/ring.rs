@@ -317,8 +317,11 @@ mod tests {
                         assert!(operation < created, "{what}");
                         continue;
                     };
-                    let promised =
-                        published.iter().rev().find(|(done, _)| *done <= operation).map_or(0, |(_, end)| *end);
+                    let promised = published
+                        .iter()
+                        .rev()
+                        .find(|(done, _)| *done <= operation)
+                        .map_or(0, |(_, end)| *end);
                     let attempted = ends.into_iter().find(|end| *end > promised).unwrap_or(promised);
                     assert!(ring.end() == promised || ring.end() == attempted, "{what}");
                     // The log was at `attempted` when these were written: older ones are out of the

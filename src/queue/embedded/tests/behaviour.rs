@@ -244,7 +244,9 @@ fn waiting_requests_are_bounded_by_their_bytes() {
 fn a_request_larger_than_a_segment_is_refused_for_good() {
     let (_disk, house) = House::new();
     let ids: Vec<u64> = (0..40).collect();
-    assert!(matches!(house.post(&ids).unwrap_err(), Refusal::TooLarge { limit_bytes, .. } if limit_bytes < 8192));
+    assert!(
+        matches!(house.post(&ids).unwrap_err(), Refusal::TooLarge { limit_bytes, .. } if limit_bytes < 8192)
+    );
     assert_eq!(house.queue.admit(0), Ok(()));
 }
 

@@ -170,9 +170,10 @@ impl Toy {
         let dir = Path::new("/toy");
         let path = dir.join("lines");
         disk.create_dir_all(dir)?;
-        let len = resume.token.as_ref().map_or(0, |token| {
-            u64::from_le_bytes(*token.first_chunk().expect("the token is ours, 8 bytes"))
-        });
+        let len = resume
+            .token
+            .as_ref()
+            .map_or(0, |token| u64::from_le_bytes(*token.first_chunk().expect("the token is ours, 8 bytes")));
         let file = match disk.open(&path, Access::ReadWrite) {
             Ok(file) => file,
             Err(_) => disk.create(&path)?,

@@ -16,10 +16,18 @@ const SINKS: [&str; 2] = ["archive", "other"];
 enum Script {
     /// One group of requests, each with these ids.
     Group(Vec<Vec<u64>>),
-    Claim { sink: usize, events: usize },
+    Claim {
+        sink: usize,
+        events: usize,
+    },
     /// Ends a claim: each event is delivered where its bit is set.
-    Settle { claim: usize, delivered: u64 },
-    GiveBack { claim: usize },
+    Settle {
+        claim: usize,
+        delivered: u64,
+    },
+    GiveBack {
+        claim: usize,
+    },
     Work,
     Stop,
     Kill,
@@ -122,7 +130,10 @@ impl Run {
                     if let Ok(appended) = receipt.try_now().unwrap() {
                         let window = self.config.wal.dedupe_window as usize;
                         let expected = self.model.accept(ids, window);
-                        assert_eq!((appended.accepted, appended.duplicates), (expected.accepted, expected.duplicates));
+                        assert_eq!(
+                            (appended.accepted, appended.duplicates),
+                            (expected.accepted, expected.duplicates)
+                        );
                         if appended.accepted > 0 {
                             assert_eq!(appended.first_offset, expected.first_offset);
                         }
@@ -151,7 +162,8 @@ impl Run {
                 let outcomes: Vec<_> = (0..claim.range.end - claim.range.start).map(outcome).collect();
                 for (offset, outcome) in claim.range.clone().zip(&outcomes) {
                     let is_done = *outcome == Outcome::Delivered;
-                    self.model.sinks[sink][offset as usize] = if is_done { At::Delivered } else { At::Pending };
+                    self.model.sinks[sink][offset as usize] =
+                        if is_done { At::Delivered } else { At::Pending };
                 }
                 claim.resolve(Delivery { outcomes: Outcomes::Each(outcomes), token: None });
             }
