@@ -155,6 +155,12 @@ impl Problem {
         &self.detail
     }
 
+    /// What is wrong with each item.
+    #[cfg(test)]
+    pub fn errors(&self) -> &[ItemError] {
+        &self.errors
+    }
+
     fn status(&self) -> StatusCode {
         if self.unavailable { StatusCode::SERVICE_UNAVAILABLE } else { self.slug.parts().1 }
     }
