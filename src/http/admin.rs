@@ -83,13 +83,13 @@ async fn livez(FromState(shared): FromState<Shared>) -> Answered {
     json(&Health { status: "ok" })
 }
 
-/// An event posted now would be accepted.
 /// `/readyz` asks for this much room: a log that has a few bytes left takes no event worth its name.
 const ORDINARY_EVENT_BYTES: u64 = 4096;
 
+/// An event posted now would be accepted.
 async fn readyz(FromState(shared): FromState<Shared>) -> Answered {
     let queue = shared.app.open_queue()?;
-    queue.admit(ORDINARY_EVENT_BYTES).map_err(|refusal| Problem::from(refusal).as_unavailable())?;
+    queue.admit(ORDINARY_EVENT_BYTES).map_err(|refusal| Problem::from(refusal).unavailable())?;
     json(&Health { status: "ready" })
 }
 

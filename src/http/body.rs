@@ -155,16 +155,15 @@ const WORTH_READING: u64 = 64 * 1024;
 
 /// Reads away what is already here of a refused body. True if that was all of it, so that the
 /// connection can go on; false if it must be closed.
-pub async fn read_away(body: &mut Incoming, clock: &Clock) -> bool {
+pub async fn read_away(body: &mut Incoming) -> bool {
     if body.is_end_stream() {
         return true;
     }
     if body.size_hint().lower() > WORTH_READING {
         return false;
     }
-    clock.body_begins();
-    let (mut asked, mut total) = (false, 0u64);
-    let all = poll_fn(|cx| {
+    let (mut took, mut total) = (false, 0u64);
+    poll_fn(|cx| {
         while !body.is_end_stream() {
             match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Ready(None) => break,
@@ -174,20 +173,15 @@ pub async fn read_away(body: &mut Incoming, clock: &Clock) -> bool {
                     if total > WORTH_READING {
                         return Poll::Ready(false);
                     }
-                    asked = false;
+                    took = true;
                 }
-                // The first poll only asks the connection for more; it answers within this very
-                // wake. Pending again means that the bytes are not here.
-                Poll::Pending if asked || clock.body_is_overdue() => return Poll::Ready(false),
-                Poll::Pending => {
-                    asked = true;
-                    return Poll::Pending;
-                }
+                // The connection reads a piece ahead, so what is here is ready at once; taking it
+                // wakes the connection for the next one. Otherwise the bytes are not here.
+                Poll::Pending if std::mem::take(&mut took) => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(false),
             }
         }
         Poll::Ready(true)
     })
-    .await;
-    clock.body_ends();
-    all
+    .await
 }

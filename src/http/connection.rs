@@ -187,7 +187,6 @@ where
         .header_read_timeout(None)
         // A client may end its side after its request and still wants the answer.
         .half_close(true)
-        .pipeline_flush(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut finishing = false;

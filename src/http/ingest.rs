@@ -44,7 +44,7 @@ pub async fn answer(request: Request<Incoming>, clock: &Clock, edge: &Edge) -> R
             // A small body that is already here is read away, so that a refused client keeps its
             // connection. One that asked first has not sent it, and asking for it would be absurd.
             let late = problem.slug() == Slug::RequestTimeout;
-            let done = body.is_end_stream() || (!late && !expects && body::read_away(&mut body, clock).await);
+            let done = body.is_end_stream() || (!late && !expects && body::read_away(&mut body).await);
             if done && !edge.app.is_ending() {
                 return Ok(problem.into_answer());
             }

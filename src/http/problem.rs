@@ -133,7 +133,7 @@ impl Problem {
     }
 
     /// Answers 503 whatever the slug's own status is: for readiness, where the reason is a detail.
-    pub fn as_unavailable(mut self) -> Self {
+    pub fn unavailable(mut self) -> Self {
         self.unavailable = true;
         self.retry_after = self.retry_after.or(Some(1));
         self

@@ -66,8 +66,15 @@ fn the_first_rule_that_fits_decides_how_a_body_is_read() {
     );
     // A header of binary mode beats a media type, except CloudEvents' own.
     for one in ["ce-id", "ce-source", "ce-type", "ce-specversion"] {
-        assert_eq!(form(&[("content-type", "application/json"), (one, "1.0")]), Err(Slug::Malformed), "{one}");
-        assert_eq!(form(&[("content-type", "application/cloudevents+json"), (one, "1.0")]), Ok(Form::Structured));
+        assert_eq!(
+            form(&[("content-type", "application/json"), (one, "1.0")]),
+            Err(Slug::Malformed),
+            "{one}"
+        );
+        assert_eq!(
+            form(&[("content-type", "application/cloudevents+json"), (one, "1.0")]),
+            Ok(Form::Structured)
+        );
         let avro = form(&[("content-type", "application/cloudevents+avro"), (one, "1.0")]);
         assert_eq!(avro, Err(Slug::UnsupportedMediaType));
     }
@@ -92,7 +99,8 @@ fn structured_events_are_kept_byte_for_byte() {
     }
     let lines = format!("\n{EVENT}\r\n  \n{EVENT}");
     assert_eq!(texts(&typed("application/x-ndjson", &lines).unwrap()), [EVENT, EVENT]);
-    let tags: Vec<u128> = typed("application/x-ndjson", EVENT).unwrap().batch.iter().map(|(t, _)| t).collect();
+    let tags: Vec<u128> =
+        typed("application/x-ndjson", EVENT).unwrap().batch.iter().map(|(t, _)| t).collect();
     assert_eq!(tags, [dedupe_tag("/s", "1")]);
 }
 
@@ -102,7 +110,9 @@ fn plain_data_becomes_the_data_of_an_event() {
     let decoded = read(&headers, "", b" {\"a\" : 1.00}\n").unwrap();
     assert_eq!(
         texts(&decoded),
-        [r#"{"specversion":"1.0","id":"k-1","source":"/eventflow","type":"eventflow.event","time":"1970-01-01T00:00:00.000000Z","datacontenttype":"application/json","data":{"a" : 1.00}}"#]
+        [
+            r#"{"specversion":"1.0","id":"k-1","source":"/eventflow","type":"eventflow.event","time":"1970-01-01T00:00:00.000000Z","datacontenttype":"application/json","data":{"a" : 1.00}}"#
+        ]
     );
     assert_eq!(decoded.id.as_deref(), Some("k-1"));
     let decoded = read(&headers, "?type=a%2Fb+c&x=y&source=%C3%A9", b"5").unwrap();
@@ -161,7 +171,9 @@ fn an_empty_batch_is_no_mistake_and_an_empty_item_is() {
     ] {
         assert!(typed(content_type, body).unwrap().batch.is_empty(), "{content_type}");
     }
-    for content_type in ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"] {
+    for content_type in
+        ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"]
+    {
         assert_eq!(refusal(typed(content_type, "")).0, Slug::Malformed, "{content_type}");
     }
 }
@@ -229,7 +241,9 @@ fn binary(more: &[(&str, &str)], body: &[u8]) -> Result<String, Slug> {
     match read(&headers, "", body) {
         Ok(decoded) => {
             assert!(decoded.id.is_some());
-            Ok(texts(&decoded).remove(0).replace(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t""#, "{…"))
+            Ok(texts(&decoded)
+                .remove(0)
+                .replace(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t""#, "{…"))
         }
         Err(problem) => Err(problem.slug()),
     }
