@@ -4,6 +4,7 @@
 //! that begins `eventflow:`. Runs on the main thread; nothing here is needed by the daemon.
 
 mod client;
+mod export;
 mod offline;
 mod send;
 
@@ -133,6 +134,9 @@ enum Verb {
     /// Post events from a file or standard input to a running daemon, one JSON value a line
     #[command(after_help = send::EXAMPLES)]
     Send(send::SendArgs),
+    /// Write one JSON archive out of archive files and write-ahead log, daemon running or not
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::ExportArgs),
     /// Show how a running daemon and its sinks are doing
     #[command(after_help = "Examples:
   eventflow status
@@ -208,6 +212,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Verb::Send(args) => send::send(&args),
+        Verb::Export(args) => export::run(&args),
         Verb::Status(args) => client::status(&args),
         Verb::Wal(verb) => offline::wal(&verb),
         Verb::Completions { shell } => {

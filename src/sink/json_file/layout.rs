@@ -7,9 +7,6 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
-
 use crate::disk::{Access, Disk, DiskFile, EntryKind};
 use crate::event::Micros;
 
@@ -37,21 +34,13 @@ impl Day {
     }
 
     fn from_date(year: &str, month: &str, day: &str) -> Option<Self> {
-        let number = |text: &str, digits: usize| {
-            (text.len() == digits && text.bytes().all(|b| b.is_ascii_digit()))
-                .then(|| text.parse::<i16>().ok())?
-        };
-        let (month, day) = (i8::try_from(number(month, 2)?).ok()?, i8::try_from(number(day, 2)?).ok()?);
-        let date = jiff::civil::Date::new(number(year, 4)?, month, day).ok()?;
-        let start = date.to_zoned(TimeZone::UTC).ok()?.timestamp();
-        Some(Self::of(Micros(start.as_microsecond())))
+        Micros::parse_rfc3339(&format!("{year}-{month}-{day}T00:00:00Z")).map(Self::of)
     }
 
-    /// `YYYY/MM/DD`. A clock that is off by millennia gets a day that can be written at least.
+    /// `YYYY/MM/DD`. A clock that is off by millennia gets years that sort as text at least.
     fn dir(self) -> String {
-        let start = self.0.checked_mul(24 * 60 * 60).and_then(|s| Timestamp::from_second(s).ok());
-        let date = TimeZone::UTC.to_datetime(start.unwrap_or(Timestamp::UNIX_EPOCH)).date();
-        format!("{:04}/{:02}/{:02}", date.year().max(0), date.month(), date.day())
+        let (year, month, day) = self.start().date();
+        format!("{:04}/{month:02}/{day:02}", year.clamp(0, 9999))
     }
 }
 
@@ -293,7 +282,7 @@ pub struct Stamp<'a> {
 impl Stamp<'_> {
     /// The time of acceptance as an instant.
     pub fn accepted_at(&self) -> Option<Micros> {
-        Some(Micros(self.time.parse::<Timestamp>().ok()?.as_microsecond()))
+        Micros::parse_rfc3339(self.time)
     }
 }
 

@@ -1,0 +1,312 @@
+//! One ascending run of events out of archive files and log, without gap or repeat.
+//!
+//! Offsets decide everything: an event is handed out when its offset is the next one or a later
+//! one, and wherever the archive leaves out offsets the log is asked for them. The archive may
+//! grow, and the log may let segments go, while this reads; what the log has let go stands in the
+//! archive by then, so the archive is looked at again. Read-only; memory for one chunk and one line.
+//!
+//! A line that is no event (an unfinished end, a damaged line) is passed over. When the log cannot
+//! give what stood there, it is counted as lost and said at the end.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Access, Disk};
+use crate::event::{Micros, StoredEvent, write_archive_line};
+use crate::log::{Chunk, ReadError};
+use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Piece};
+
+use super::filter::Filter;
+
+/// A file may hold events of the day before its own, accepted while the clock stood behind: a little
+/// by jitter, or by up to `rotate_every` after a jump. Those days are read too.
+const DAYS_BEHIND: i64 = 2;
+
+/// The log, as far as an export needs it.
+pub(super) trait Tail {
+    /// The next run of records from `from` on; an empty range at the end of the log.
+    fn read(&mut self, from: u64) -> Result<Chunk, ReadError>;
+}
+
+/// A data directory without a log.
+pub(super) struct NoTail;
+
+impl Tail for NoTail {
+    fn read(&mut self, from: u64) -> Result<Chunk, ReadError> {
+        Ok(Chunk { range: from..from, ..Chunk::default() })
+    }
+}
+
+/// Why an export stopped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum JoinError {
+    #[error("cannot read {}: {source}", path.display())]
+    Archive { path: PathBuf, source: io::Error },
+    #[error("cannot read the log: {0}")]
+    Log(ReadError),
+    /// The reader of our output has gone or its disk is full.
+    #[error("cannot write the export: {0}")]
+    Output(io::Error),
+}
+
+/// What was handed out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub events: u64,
+    pub first_offset: u64,
+    pub last_offset: u64,
+    /// Archive lines that are no events and that the log could not replace.
+    pub bad_lines: u64,
+    /// Events in the range whose bytes in the log are damaged.
+    pub damaged_events: u64,
+}
+
+/// Where lines go and progress is told.
+pub(super) trait Output {
+    /// Takes one event's line, without its newline.
+    fn line(&mut self, line: &[u8]) -> io::Result<()>;
+    /// Bytes of archive files read so far, and to read in all.
+    fn progress(&mut self, done: u64, of: u64);
+}
+
+/// How a look into the log ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// Everything asked for was there.
+    Complete,
+    /// The log ends before.
+    AtEnd,
+    /// The log begins later.
+    Released(u64),
+}
+
+/// An export under way.
+pub(super) struct Join<'a, T, O> {
+    disk: &'a dyn Disk,
+    root: &'a Path,
+    filter: &'a Filter,
+    tail: T,
+    out: &'a mut O,
+    /// Everything below was handed out, or is out of range.
+    next: u64,
+    /// The log held nothing below this the last time it was asked.
+    released_below: u64,
+    /// Lines passed over since the last event.
+    bad: u64,
+    line: Vec<u8>,
+    tally: Tally,
+    bytes_done: u64,
+    bytes_total: u64,
+}
+
+impl<'a, T: Tail, O: Output> Join<'a, T, O> {
+    pub fn new(disk: &'a dyn Disk, root: &'a Path, filter: &'a Filter, tail: T, out: &'a mut O) -> Self {
+        Self {
+            disk,
+            root,
+            filter,
+            tail,
+            out,
+            next: filter.offsets.start,
+            released_below: 0,
+            bad: 0,
+            line: Vec::new(),
+            tally: Tally::default(),
+            bytes_done: 0,
+            bytes_total: 0,
+        }
+    }
+
+    /// Hands out everything in range.
+    pub fn run(mut self) -> Result<Tally, JoinError> {
+        let mut waited = false;
+        loop {
+            let before = self.next;
+            self.read_archive()?;
+            let archived = self.next;
+            let ended = self.read_log(self.filter.offsets.end)?;
+            if self.next > archived {
+                self.bad = 0; // what the archive's end had only in part came from the log
+            }
+            match ended {
+                Ended::Complete | Ended::AtEnd => break,
+                // Released while we read the archive: it must stand there now.
+                Ended::Released(_) if self.next > before || !waited => waited = self.next == before,
+                // Looked twice: nobody has these offsets (void, or lost by damage).
+                Ended::Released(first) => {
+                    self.give_up_bad_lines();
+                    (self.next, waited) = (first, false);
+                }
+            }
+        }
+        self.give_up_bad_lines();
+        Ok(self.tally)
+    }
+
+    /// Reads the archive's files that can hold events from `next` on.
+    fn read_archive(&mut self) -> Result<(), JoinError> {
+        let files =
+            layout::list(self.disk, self.root).map_err(|source| self.unreadable(self.root, source))?;
+        let selected = self.select(&files);
+        let sizes: Vec<u64> = selected.iter().map(|file| self.size(file)).collect();
+        self.bytes_total = self.bytes_done + sizes.iter().sum::<u64>();
+        for (file, size) in selected.iter().zip(sizes) {
+            let start = self.bytes_done;
+            match self.read_file(file, start) {
+                // Compressed, renamed or removed by someone since it was listed: the next look tells.
+                Err(JoinError::Archive { source, .. }) if source.kind() == io::ErrorKind::NotFound => break,
+                result => result?,
+            }
+            self.bytes_done = start + size;
+            self.out.progress(self.bytes_done, self.bytes_total);
+            if self.next >= self.filter.offsets.end {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files whose names do not say that all their events are out of range.
+    fn select(&mut self, files: &[ArchiveFile]) -> Vec<ArchiveFile> {
+        let times = &self.filter.times;
+        // A date change begins a new file, so a file of an earlier day than wanted has nothing.
+        let too_old = |file: &ArchiveFile| times.start.is_some_and(|from| file.day < Day::of(from));
+        let too_young =
+            |file: &ArchiveFile| times.end.is_some_and(|to| Day(file.day.0 - DAYS_BEHIND).start() >= to);
+        let mut selected = Vec::new();
+        for (index, file) in files.iter().enumerate() {
+            let ends = files.get(index + 1).map_or(u64::MAX, |following| following.first_offset);
+            if file.first_offset >= self.filter.offsets.end || ends <= self.next {
+                continue;
+            }
+            if too_old(file) && selected.is_empty() {
+                // What it holds is not wanted, and neither is the log's copy of it.
+                self.next = self.next.max(if ends == u64::MAX { file.first_offset } else { ends });
+            } else if !too_old(file) && !too_young(file) {
+                selected.push(file.clone());
+            }
+        }
+        selected
+    }
+
+    fn size(&self, file: &ArchiveFile) -> u64 {
+        self.disk.open(&file.path, Access::Read).and_then(|open| open.len()).unwrap_or(0)
+    }
+
+    fn read_file(&mut self, file: &ArchiveFile, bytes_before: u64) -> Result<(), JoinError> {
+        let unreadable = |source| JoinError::Archive { path: file.path.clone(), source };
+        let mut lines = layout::open_lines(self.disk, file).map_err(unreadable)?;
+        let mut told = 0;
+        loop {
+            let position = lines.position();
+            let piece = match lines.next_piece() {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok(()),
+                // A damaged compressed file: what follows it is still there.
+                Err(error) if file.form != Form::Plain && error.kind() != io::ErrorKind::NotFound => {
+                    self.bad += 1;
+                    return Ok(());
+                }
+                Err(error) => return Err(unreadable(error)),
+            };
+            let Piece::Line(line) = piece else {
+                self.bad += 1;
+                continue;
+            };
+            let Some(stamp) = layout::stamp(line) else {
+                self.bad += u64::from(!line.is_empty());
+                continue;
+            };
+            let offset = stamp.offset;
+            if offset < self.next {
+                continue; // handed out already, or before the range
+            }
+            if offset > self.next {
+                self.fill(offset.min(self.filter.offsets.end))?;
+            }
+            if offset >= self.filter.offsets.end {
+                return Ok(());
+            }
+            if self.filter.wants(|| stamp.accepted_at(), line) {
+                self.out.line(line).map_err(JoinError::Output)?;
+                self.tally.count(offset);
+            }
+            self.next = offset + 1;
+            if file.form == Form::Plain && position > told + (1 << 20) {
+                told = position;
+                self.out.progress(bytes_before + position, self.bytes_total);
+            }
+        }
+    }
+
+    /// The archive leaves out `next..until`: the log may have what belongs there.
+    fn fill(&mut self, until: u64) -> Result<(), JoinError> {
+        if until > self.released_below {
+            match self.read_log(until)? {
+                Ended::Complete => self.bad = 0,
+                Ended::AtEnd | Ended::Released(_) => {}
+            }
+        }
+        self.give_up_bad_lines();
+        self.next = until;
+        Ok(())
+    }
+
+    fn read_log(&mut self, until: u64) -> Result<Ended, JoinError> {
+        while self.next < until {
+            let chunk = match self.tail.read(self.next) {
+                Ok(chunk) => chunk,
+                Err(ReadError::Released { first_offset }) => {
+                    self.released_below = first_offset;
+                    return Ok(Ended::Released(first_offset));
+                }
+                Err(error) => return Err(JoinError::Log(error)),
+            };
+            if chunk.range.end <= self.next {
+                return Ok(Ended::AtEnd);
+            }
+            self.hand_out(&chunk, until)?;
+            self.next = chunk.range.end.min(until);
+        }
+        Ok(Ended::Complete)
+    }
+
+    fn hand_out(&mut self, chunk: &Chunk, until: u64) -> Result<(), JoinError> {
+        for record in &chunk.records {
+            if !(self.next..until).contains(&record.offset) {
+                continue;
+            }
+            let accepted_at = Micros(record.accepted_at_micros);
+            let event = StoredEvent { offset: record.offset, accepted_at, json: chunk.bytes(record) };
+            self.line.clear();
+            write_archive_line(&mut self.line, event);
+            let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+            if self.filter.wants(|| Some(accepted_at), line) {
+                self.out.line(line).map_err(JoinError::Output)?;
+                self.tally.count(record.offset);
+            }
+        }
+        let within = |lost: &Range<u64>| lost.end.min(until).saturating_sub(lost.start.max(self.next));
+        self.tally.damaged_events += chunk.damage.iter().map(|damage| within(&damage.lost)).sum::<u64>();
+        Ok(())
+    }
+
+    fn give_up_bad_lines(&mut self) {
+        self.tally.bad_lines += std::mem::take(&mut self.bad);
+    }
+
+    fn unreadable(&self, path: &Path, source: io::Error) -> JoinError {
+        JoinError::Archive { path: path.to_owned(), source }
+    }
+}
+
+impl Tally {
+    fn count(&mut self, offset: u64) {
+        if self.events == 0 {
+            self.first_offset = offset;
+        }
+        self.events += 1;
+        self.last_offset = offset;
+    }
+}

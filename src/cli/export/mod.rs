@@ -1,0 +1,229 @@
+//! `eventflow export`: one JSON archive out of archive files and log, of a running or a stopped
+//! daemon.
+//!
+//! Read-only towards the data directory; runs on the main thread. Memory does not grow with what is
+//! exported. A file that is asked for appears whole or not at all: it is written under a temporary
+//! name beside its own, synced and renamed. Damage on the way costs what it hit, is said, and ends
+//! with code 5.
+
+mod filter;
+mod join;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{ConfigArgs, Exit, Failure};
+use crate::config::{Config, SinkKind};
+use crate::disk::RealDisk;
+
+use filter::{Bound, Filter};
+use join::{Join, JoinError, NoTail, Output, Tail, Tally};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  eventflow export > all.ndjson
+  eventflow export --from 2025-01-01 --to 2025-02-01 --type 'com.example.order.*' -o january.ndjson
+  eventflow export --from 1000 --to 2000 --format json | jq '.[].id'";
+
+/// `eventflow export`
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The first event: an offset, a time of acceptance (RFC 3339) or a UTC date; included
+    #[arg(long, value_name = "X")]
+    from: Option<Bound>,
+    /// The end: an offset, a time of acceptance or a UTC date; not included
+    #[arg(long, value_name = "X")]
+    to: Option<Bound>,
+    /// Only events whose type matches; `*` stands for any text; may be given several times
+    #[arg(long = "type", value_name = "GLOB")]
+    types: Vec<String>,
+    /// Only events whose source matches; may be given several times
+    #[arg(long = "source", value_name = "GLOB")]
+    sources: Vec<String>,
+    /// One event a line, or one JSON array of all of them
+    #[arg(long, value_enum, default_value_t = Format::Ndjson)]
+    format: Format,
+    /// Write to this file instead of standard output; it appears, or is replaced, when it is whole
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// How events are set side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One event a line
+    Ndjson,
+    /// One JSON array
+    Json,
+}
+
+/// `eventflow export`
+pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
+    let config = args.config.load(None)?;
+    let filter = Filter::new(args.from, args.to, &args.types, &args.sources)
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let root = archive_of(&config);
+    let wal = config.data_dir.join("wal");
+    if !root.is_dir() && !wal.is_dir() {
+        return Err(Failure::failed(format_args!(
+            "there is neither an archive in {} nor a log in {}; `--data-dir` or `--config` says where to look",
+            root.display(),
+            wal.display()
+        )));
+    }
+    let tally = match &args.output {
+        None => {
+            let mut out = Printer::new(io::stdout().lock(), args.format, false);
+            match join(&root, &wal, &filter, &mut out).and_then(|tally| out.finish().map(|_| tally)) {
+                // The reader has seen enough (`| head`).
+                Err(JoinError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Ok(Exit::Done);
+                }
+                result => result.map_err(Failure::failed)?,
+            }
+        }
+        Some(path) => {
+            to_file(path, args.format, |out| join(&root, &wal, &filter, out)).map_err(Failure::failed)?
+        }
+    };
+    report(&tally, args.output.is_some());
+    let damaged = tally.bad_lines > 0 || tally.damaged_events > 0;
+    Ok(if damaged { Exit::Damaged } else { Exit::Done })
+}
+
+fn join<W: Write>(
+    root: &Path,
+    wal: &Path,
+    filter: &Filter,
+    out: &mut Printer<W>,
+) -> Result<Tally, JoinError> {
+    let disk = RealDisk::default();
+    Join::new(&disk, root, filter, tail(wal), out).run()
+}
+
+/// The log of the data directory, read without touching it.
+fn tail(_wal: &Path) -> impl Tail {
+    NoTail
+}
+
+/// Where the first archive that is configured stands.
+fn archive_of(config: &Config) -> PathBuf {
+    let configured = config.sinks.iter().find_map(|sink| match &sink.kind {
+        SinkKind::JsonFile { path, .. } => Some(path.as_path()),
+        SinkKind::Stdout => None,
+    });
+    config.data_dir.join(configured.unwrap_or(Path::new("archive")))
+}
+
+/// Words for standard error: damage always, the tally where the events went to a file.
+fn report(tally: &Tally, to_file: bool) {
+    let mut words = String::new();
+    if to_file && tally.events > 0 {
+        words +=
+            &format!("{} events, offsets {} to {}\n", tally.events, tally.first_offset, tally.last_offset);
+    } else if to_file {
+        words += "no events in this range\n";
+    }
+    if tally.bad_lines > 0 {
+        words += &format!(
+            "damaged: {} places in the archive hold no event, and the log does not have it either\n",
+            tally.bad_lines
+        );
+    }
+    if tally.damaged_events > 0 {
+        words += &format!(
+            "damaged: {} events in the log; `eventflow wal verify` says more\n",
+            tally.damaged_events
+        );
+    }
+    let _ = io::stderr().write_all(words.as_bytes());
+}
+
+/// Writes lines in the format asked for.
+struct Printer<W: Write> {
+    out: BufWriter<W>,
+    format: Format,
+    empty: bool,
+    bar: ProgressBar,
+}
+
+impl<W: Write> Printer<W> {
+    fn new(out: W, format: Format, to_file: bool) -> Self {
+        let bar = if io::stderr().is_terminal() && (to_file || !io::stdout().is_terminal()) {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
+        let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
+        let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
+        Self { out: BufWriter::with_capacity(256 << 10, out), format, empty: true, bar }
+    }
+
+    /// Ends the array and hands back what was written to.
+    fn finish(mut self) -> Result<W, JoinError> {
+        self.bar.finish_and_clear();
+        let end: &[u8] = match (self.format, self.empty) {
+            (Format::Ndjson, _) => b"",
+            (Format::Json, true) => b"[]\n",
+            (Format::Json, false) => b"\n]\n",
+        };
+        self.out.write_all(end).map_err(JoinError::Output)?;
+        self.out.into_inner().map_err(|error| JoinError::Output(error.into_error()))
+    }
+}
+
+impl<W: Write> Output for Printer<W> {
+    fn line(&mut self, line: &[u8]) -> io::Result<()> {
+        let first = std::mem::take(&mut self.empty);
+        match (self.format, first) {
+            (Format::Ndjson, _) => {
+                self.out.write_all(line)?;
+                return self.out.write_all(b"\n");
+            }
+            (Format::Json, true) => self.out.write_all(b"[\n")?,
+            (Format::Json, false) => self.out.write_all(b",\n")?,
+        }
+        self.out.write_all(line)
+    }
+
+    fn progress(&mut self, done: u64, of: u64) {
+        self.bar.set_length(of);
+        self.bar.set_position(done);
+    }
+}
+
+/// Lets `write` fill a temporary file beside `path`, then puts it in place, durably.
+fn to_file(
+    path: &Path,
+    format: Format,
+    write: impl FnOnce(&mut Printer<File>) -> Result<Tally, JoinError>,
+) -> Result<Tally, JoinError> {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let partial = Partial(dir.join(format!(".{name}.{}.partial", std::process::id())));
+    let file = File::create(&partial.0).map_err(JoinError::Output)?;
+    let mut printer = Printer::new(file, format, true);
+    let tally = write(&mut printer)?;
+    let file = printer.finish()?;
+    file.sync_all()
+        .and_then(|()| fs::rename(&partial.0, path))
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(JoinError::Output)?;
+    Ok(tally)
+}
+
+/// A temporary file; goes when the export fails. After the rename there is none under this name.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
