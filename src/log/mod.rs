@@ -79,6 +79,7 @@
 //! * [`recover`]: the only way to open; follows rules R1–R10 (`docs/RELIABILITY.md`) and returns
 //!   a report of what it found. Reads headers of sealed segments and scans only the last one, so its
 //!   time does not grow with the backlog.
+//! * [`OfflineReader`]: reads the records of a log that another process has open, or nobody.
 //! * [`inspect`]: the same scan, read-only, for `wal inspect` and `wal verify`.
 
 mod catalog;
@@ -87,6 +88,7 @@ mod error;
 pub mod frame;
 mod handle;
 pub mod inspect;
+mod offline;
 mod quarantine;
 mod reader;
 mod recovery;
@@ -102,6 +104,7 @@ use std::path::PathBuf;
 
 pub use error::{AppendError, LogError, NoRoom, ReadError};
 pub use handle::{Log, Usage};
+pub use offline::OfflineReader;
 pub use reader::{Chunk, ReadRecord, Reader};
 pub use recovery::{Damage, Recovered, Report, TornTail, recover};
 pub use stock::{Step, Stock};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Access, Disk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
-use crate::log::{Chunk, ReadError};
+use crate::log::{Chunk, LogError, OfflineReader, ReadError};
 use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Piece};
 
 use super::filter::Filter;
@@ -29,12 +29,24 @@ pub(super) trait Tail {
     fn read(&mut self, from: u64) -> Result<Chunk, ReadError>;
 }
 
-/// A data directory without a log.
-pub(super) struct NoTail;
+/// Records read at once.
+const CHUNK_RECORDS: usize = 10_000;
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 1 << 20;
 
-impl Tail for NoTail {
+impl Tail for OfflineReader<'_> {
     fn read(&mut self, from: u64) -> Result<Chunk, ReadError> {
-        Ok(Chunk { range: from..from, ..Chunk::default() })
+        OfflineReader::read(self, from, CHUNK_RECORDS, CHUNK_BYTES)
+    }
+}
+
+/// A data directory without a log.
+impl<T: Tail> Tail for Option<T> {
+    fn read(&mut self, from: u64) -> Result<Chunk, ReadError> {
+        match self {
+            Some(tail) => tail.read(from),
+            None => Ok(Chunk { range: from..from, ..Chunk::default() }),
+        }
     }
 }
 
@@ -45,6 +57,8 @@ pub(super) enum JoinError {
     Archive { path: PathBuf, source: io::Error },
     #[error("cannot read the log: {0}")]
     Log(ReadError),
+    #[error("cannot read the log: {0}")]
+    LogDirectory(LogError),
     /// The reader of our output has gone or its disk is full.
     #[error("cannot write the export: {0}")]
     Output(io::Error),

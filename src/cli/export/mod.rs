@@ -21,9 +21,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{ConfigArgs, Exit, Failure};
 use crate::config::{Config, SinkKind};
 use crate::disk::RealDisk;
+use crate::log::{OfflineReader, Stream};
 
 use filter::{Bound, Filter};
-use join::{Join, JoinError, NoTail, Output, Tail, Tally};
+use join::{Join, JoinError, Output, Tally};
 
 pub(super) const EXAMPLES: &str = "Examples:
   eventflow export > all.ndjson
@@ -105,12 +106,12 @@ fn join<W: Write>(
     out: &mut Printer<W>,
 ) -> Result<Tally, JoinError> {
     let disk = RealDisk::default();
-    Join::new(&disk, root, filter, tail(wal), out).run()
-}
-
-/// The log of the data directory, read without touching it.
-fn tail(_wal: &Path) -> impl Tail {
-    NoTail
+    let tail = if wal.is_dir() {
+        Some(OfflineReader::open(&disk, wal, Stream::Events).map_err(JoinError::LogDirectory)?)
+    } else {
+        None
+    };
+    Join::new(&disk, root, filter, tail, out).run()
 }
 
 /// Where the first archive that is configured stands.

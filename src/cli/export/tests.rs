@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::join::Tail;
 use super::*;
 use crate::disk::{Disk, SimulatedDisk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
@@ -305,7 +306,9 @@ fn compressed_files_are_read_and_a_damaged_one_costs_what_the_log_does_not_have(
 
 fn as_array(offsets: Range<u64>) -> Vec<u8> {
     let mut out = Printer::new(Vec::new(), Format::Json, true);
-    Join::new(&archive(&[offsets.clone()]), Path::new(ROOT), &everything(), NoTail, &mut out).run().unwrap();
+    Join::new(&archive(&[offsets.clone()]), Path::new(ROOT), &everything(), None::<Log>, &mut out)
+        .run()
+        .unwrap();
     out.finish().unwrap_or_else(|e| panic!("{e}"))
 }
 
