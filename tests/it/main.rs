@@ -2,4 +2,6 @@
 
 mod cli;
 mod documents;
+mod harness;
+mod stop;
 mod tidy;
