@@ -89,6 +89,8 @@ pub mod frame;
 mod handle;
 pub mod inspect;
 mod offline;
+#[cfg(test)]
+mod power_loss;
 mod quarantine;
 mod reader;
 mod recovery;

@@ -29,7 +29,7 @@ use super::scan::{Walk, scan};
 use super::segment::{DATA_START, Segment, segment_name};
 use super::survey::{Found, Survey};
 use super::{AppendError, Entropy, Log, LogError, Options, Step, Stock, Writer};
-use crate::disk::{Access, Disk};
+use crate::disk::{Access, Disk, DiskFile};
 
 /// A last segment with at most this much in it is written anew as a whole and replaced, so that a
 /// process that crashes again and again does not fill the budget with almost empty segments.
@@ -442,12 +442,31 @@ impl Beginning<'_> {
         }
     }
 
-    /// Makes durable what the last segment shows, where it is not written anew.
+    /// Makes durable what the last segment shows, where it does not move to a new one: its name as
+    /// well, which a process killed between rename and sync leaves in the cache only.
     fn sync_last(&self) -> Result<(), LogError> {
         let Some(last) = self.last.filter(|_| self.verdict.scan.frames > 0) else { return Ok(()) };
         let file = self.disk.open(&last.path, Access::ReadWrite);
         let file = file.map_err(|e| LogError::io("opening", &last.path, &e))?;
-        file.sync_data().map_err(|e| LogError::io("syncing", &last.path, &e))
+        self.write_again(last, &*file).map_err(|e| LogError::io("writing again", &last.path, &e))?;
+        file.sync_data().map_err(|e| LogError::io("syncing", &last.path, &e))?;
+        sync_dir(self.disk, last.path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Writes every frame beyond E over itself. If a sync has failed before, the page cache may show
+    /// bytes that are not on the disk and that it takes for clean: a sync alone would bring nothing there.
+    fn write_again(&self, last: &Found, file: &dyn DiskFile) -> io::Result<()> {
+        let mut walk = walk(self.disk, last)?;
+        while let Some(item) = walk.next()? {
+            let Item::Frame(frame, _) = item else { continue };
+            if frame.header.next_offset() > self.verdict.durable && frame.is_whole(&mut walk.window)? {
+                let shown = walk.window.share(frame.position, frame.header.frame_bytes() as usize)?;
+                let mut bytes = shown.to_vec();
+                bytes[..frame.prefix.len()].copy_from_slice(&frame.prefix);
+                file.write_all_at(&bytes, frame.position)?;
+            }
+        }
+        Ok(())
     }
 
     fn rewrite(&self, writer: &mut Writer) -> Result<u64, AppendError> {

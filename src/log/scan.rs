@@ -407,19 +407,19 @@ pub(super) fn scan(window: Window, expect: Expect, durable: u64) -> io::Result<S
     let mut scan = Scan { end: expect.next, position: DATA_START, durable, ..Scan::default() };
     let mut gaps = Vec::new();
     let mut doubtful: Vec<Doubtful> = Vec::new();
+    let mut mended: Vec<FrameAt> = Vec::new();
     while let Some(item) = walk.next()? {
         match item {
             Item::Gap(gap) => gaps.push(gap),
             Item::Tail(gap) => scan.tail = gap,
             Item::Frame(frame, damaged) => {
                 scan.durable = scan.durable.max(frame.header.durable);
-                scan.clean = frame.header.kind == Kind::CleanStop;
+                // A torn marker can be mended, too; nothing may be written behind it.
+                scan.clean = frame.header.kind == Kind::CleanStop && !frame.mended;
                 scan.frames += 1;
                 scan.records += frame.header.records as u64 - damaged.len() as u64;
                 if frame.mended {
-                    let bytes = frame.position..frame.position + frame.header.prefix_bytes();
-                    let lost = frame.header.base..frame.header.base;
-                    scan.losses.push(Loss { bytes, lost, reason: MENDED_FRAME });
+                    mended.push(frame.clone());
                 }
                 if frame.header.kind == Kind::Void {
                     scan.voids.push(frame.header.base..frame.header.next_offset());
@@ -435,6 +435,14 @@ pub(super) fn scan(window: Window, expect: Expect, durable: u64) -> io::Result<S
     }
     if scan.clean {
         scan.durable = scan.durable.max(scan.end);
+    }
+    for frame in mended {
+        // A marker that nothing durable follows may have been torn by a power loss: no damage.
+        if frame.header.records > 0 || frame.header.base < scan.durable {
+            let bytes = frame.position..frame.position + frame.header.prefix_bytes();
+            let lost = frame.header.base..frame.header.base;
+            scan.losses.push(Loss { bytes, lost, reason: MENDED_FRAME });
+        }
     }
     settle(&mut scan, gaps, doubtful);
     Ok(scan)
