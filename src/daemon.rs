@@ -178,7 +178,8 @@ struct Ingest {
 impl Ingest {
     /// Binds the listener and starts to answer on a thread of its own.
     fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<Self, Error> {
-        let runtime = Builder::new_current_thread().enable_all().build();
+        // The blocking pool decodes large bodies; more threads than that would only crowd the processor.
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
         let runtime =
             runtime.map_err(|error| Error::Failed(format!("cannot start the ingest runtime: {error}")))?;
         let listener = {

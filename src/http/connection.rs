@@ -74,6 +74,10 @@ const CLOSE: u8 = 2;
 const FINISH: u8 = 4;
 const LINGER: u8 = 8;
 
+/// Most bytes of a header; a larger one gets 431. Far beyond what events need, and small enough that
+/// ten thousand clients sending endless headers fit into memory.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+
 /// Since when a connection is doing what; written by the connection, read by the sweep.
 ///
 /// Every field is a value of its own that orders no other memory, so relaxed atomics do.
@@ -149,8 +153,13 @@ impl Clock {
 
     /// Compares with the deadlines and asks for what is due. `ahead` is the time to the next sweep.
     pub fn sweep(&self, deadlines: &Deadlines, ahead: Duration) {
+        // Asked to end, a connection owes nothing to a client that has sent half a header, and only
+        // little time to one that does not take its last answer.
+        let finishing = self.is_asked(FINISH);
         let word = self.word.load(Ordering::Relaxed);
         let (limit, what) = match Phase::of(word) {
+            Phase::Header if finishing => (Duration::ZERO, CLOSE),
+            Phase::Idle if finishing => (deadlines.linger, CLOSE),
             Phase::Header => (deadlines.header, CLOSE),
             Phase::Idle => (deadlines.idle, CLOSE),
             Phase::Body => (deadlines.body, OVERDUE_BODY),
@@ -185,6 +194,7 @@ where
     let connection = http1::Builder::new()
         // The clock does this for less than a timer a request.
         .header_read_timeout(None)
+        .max_header_size(MAX_HEADER_BYTES)
         // A client may end its side after its request and still wants the answer.
         .half_close(true)
         .serve_connection(io, service);

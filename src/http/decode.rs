@@ -135,7 +135,7 @@ pub fn decode(head: &Head, body: Bytes, now: Micros, limits: EventLimits) -> Res
         batch: NewBatch::over(body.clone()),
         rendered: 0,
         id: None,
-        members: Vec::new(),
+        members: Vec::with_capacity(16), // what most events have, so that it is allocated once
         plain: None,
         errors: Vec::new(),
         index: 0,
@@ -258,14 +258,14 @@ impl<'a> Items<'a> {
     }
 
     fn array(&mut self, text: &'a str, structured: bool) -> Result<(), Problem> {
+        if !cloudevent::trim(text).starts_with('[') {
+            return Err(Problem::new(Slug::Malformed, "a batch is a JSON array"));
+        }
         let mut reader = serde_json::Deserializer::from_str(text);
         let read = Elements { items: self, structured }.deserialize(&mut reader).and_then(|()| reader.end());
         let Err(error) = read else { return Ok(()) };
         if self.stop.is_some() || self.errors.len() >= MAX_ITEM_ERRORS {
             return Ok(()); // the error is our own, to leave the array early
-        }
-        if !cloudevent::trim(text).starts_with('[') {
-            return Err(Problem::new(Slug::Malformed, format!("a batch is a JSON array: {error}")));
         }
         self.errors.push(ItemError { index: self.index, detail: format!("not valid JSON: {error}") });
         Ok(())
@@ -301,7 +301,10 @@ impl<'a> Items<'a> {
             ("time", &*plain.time),
             ("datacontenttype", "application/json"),
         ];
-        let pushed = self.push_rendered(tag, |out| cloudevent::render(out, attributes, Data::Json(data)));
+        let pushed = self.push_rendered(tag, |out| {
+            out.reserve(data.len() + 256);
+            cloudevent::render(out, attributes, Data::Json(data));
+        });
         if sole {
             self.id = Some(id);
         }

@@ -606,8 +606,13 @@ async fn draining_finishes_what_is_under_way_and_refuses_what_is_new() {
     let mut idle = running.client().await;
     idle.send(get("/v1/status")).await;
     assert!(idle.reply().await.body.contains(r#""state":"draining""#));
+    // Half a header is no request under way.
+    let mut half = running.client().await;
+    half.send(get("/livez") + "GET /li").await;
+    assert_eq!(half.reply().await.status, 200);
     drop(running.stop.take());
     assert!(idle.is_closed().await);
+    assert!(half.is_closed().await);
     assert!(!running.server.is_finished());
     receipt.send(Ok(Appended { accepted: 1, duplicates: 0, first_offset: 0 })).unwrap();
     assert_eq!(under_way.reply().await.status, 202);
@@ -744,6 +749,10 @@ async fn a_body_where_none_is_read_ends_the_connection_and_not_the_server() {
     }
     let bomb = format!("GET /livez HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200));
     assert_eq!(running.ask(bomb).await.status, 431);
+    let bomb = format!("GET /livez HTTP/1.1\r\nx: {}", "y".repeat(40_000));
+    assert_eq!(running.ask(bomb).await.status, 431);
+    let bomb = format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(40_000));
+    assert!((400..500).contains(&running.ask(bomb).await.status));
     assert_eq!(running.ask(get("/livez")).await.status, 200);
 }
 
@@ -767,4 +776,22 @@ async fn a_unix_socket_serves_too_and_a_stale_one_is_replaced() {
         drop(stop);
         in_time(server).await.unwrap();
     }
+}
+
+#[test]
+fn a_lack_of_descriptors_pauses_accepting_and_a_broken_connection_does_not() {
+    let kind = |number| is_of_one_connection(&io::Error::from_raw_os_error(number));
+    assert!(kind(103) && kind(104) && kind(4)); // ECONNABORTED, ECONNRESET, EINTR
+    assert!(!kind(23) && !kind(24) && !kind(12)); // ENFILE, EMFILE, ENOMEM
+}
+
+#[tokio::test]
+async fn the_only_event_of_a_batch_is_named_too() {
+    let running = start(|_| {}).await;
+    let event = r#"{"specversion":"1.0","id":"only","source":"/s","type":"t"}"#;
+    for headers in [JSON, "content-type: application/cloudevents-batch+json\r\n"] {
+        let reply = running.ask(post(headers, format!("[{event}]"))).await;
+        assert!(reply.body.ends_with(r#","id":"only"}"#), "{reply:?}");
+    }
+    assert_eq!(running.texts(), [event, event]);
 }
