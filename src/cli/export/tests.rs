@@ -21,7 +21,7 @@ fn accepted_at(offset: u64) -> Micros {
 }
 
 fn json(offset: u64) -> String {
-    let kind = if offset % 2 == 0 { "even" } else { "odd" };
+    let kind = if offset.is_multiple_of(2) { "even" } else { "odd" };
     format!(r#"{{"specversion":"1.0","id":"{offset}","source":"/s/{}","type":"t.{kind}"}}"#, offset % 3)
 }
 
@@ -59,6 +59,9 @@ fn archive(files: &[Range<u64>]) -> SimulatedDisk {
     disk
 }
 
+/// Something that happens to log and archive.
+type Change = Box<dyn FnMut(&mut Log)>;
+
 /// A log in memory: what it holds, and what happens to archive and log before each read.
 #[derive(Default)]
 struct Log {
@@ -66,7 +69,7 @@ struct Log {
     voids: Vec<u64>,
     damaged: Vec<u64>,
     /// What changes before the nth read.
-    script: BTreeMap<u64, Box<dyn FnMut(&mut Log)>>,
+    script: BTreeMap<u64, Change>,
     reads: u64,
 }
 
@@ -189,7 +192,7 @@ fn what_an_archive_file_lost_comes_from_the_log_or_is_told() {
 #[test]
 fn segments_that_go_while_we_read_are_found_in_the_archive() {
     for moment in 1..6 {
-        let disk = archive(&[0..5]);
+        let disk = archive(std::slice::from_ref(&(0..5)));
         let mut log = log(5..20);
         let grown = disk.clone();
         log.script.insert(
@@ -218,7 +221,7 @@ fn offsets_that_nobody_has_are_void_and_stop_nothing() {
 fn damage_in_the_log_counts_only_where_the_archive_does_not_have_the_event() {
     let mut tail = log(0..10);
     tail.damaged = vec![2, 7, 8];
-    let (found, tally) = export(&archive(&[0..5]), tail, &between("", "8"));
+    let (found, tally) = export(&archive(std::slice::from_ref(&(0..5))), tail, &between("", "8"));
     assert_lines(&found, [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(tally.damaged_events, 1);
 }
@@ -281,7 +284,7 @@ fn a_clock_that_jumped_back_hides_no_event_from_a_range_by_time() {
 fn globs_select_by_type_and_source_from_archive_and_log_alike() {
     let globs = |glob: &str| vec![glob.to_owned()];
     let filter = Filter::new(None, None, &globs("*.odd"), &globs("/s/[01]")).unwrap();
-    let (found, tally) = export(&archive(&[0..10]), log(8..20), &filter);
+    let (found, tally) = export(&archive(std::slice::from_ref(&(0..10))), log(8..20), &filter);
     assert_lines(&found, (0..20).filter(|o| o % 2 == 1 && o % 3 < 2));
     assert_eq!(tally.last_offset, 19);
 }
@@ -306,9 +309,15 @@ fn compressed_files_are_read_and_a_damaged_one_costs_what_the_log_does_not_have(
 
 fn as_array(offsets: Range<u64>) -> Vec<u8> {
     let mut out = Printer::new(Vec::new(), Format::Json, true);
-    Join::new(&archive(&[offsets.clone()]), Path::new(ROOT), &everything(), None::<Log>, &mut out)
-        .run()
-        .unwrap();
+    Join::new(
+        &archive(std::slice::from_ref(&offsets)),
+        Path::new(ROOT),
+        &everything(),
+        None::<Log>,
+        &mut out,
+    )
+    .run()
+    .unwrap();
     out.finish().unwrap_or_else(|e| panic!("{e}"))
 }
 
