@@ -56,6 +56,8 @@ pub(super) struct Cursor {
     next: u64,
     /// Where the frame being read, or the next one, begins.
     position: u64,
+    /// Where the records of the frame before begin.
+    records: u64,
     inside: Option<Inside>,
 }
 
@@ -83,7 +85,7 @@ impl Cursor {
     /// A cursor at offset `next` of a segment. The frame at `position` holds `next` or comes before
     /// the one that does.
     pub fn new(file: Arc<dyn DiskFile>, salt: u64, base: u64, next: u64, position: u64) -> Self {
-        Self { window: Window::new(file, 0, 0), salt, base, next, position, inside: None }
+        Self { window: Window::new(file, 0, 0), salt, base, next, position, records: position, inside: None }
     }
 
     /// Bytes read at a time from now on.
@@ -197,7 +199,7 @@ impl Cursor {
                 piece.voids.push(self.next..to);
                 self.next = to;
             }
-            self.position = frame.end();
+            self.pass(&frame);
             return Ok(Next::Passed);
         }
         if header.base >= bounds.durable && !frame.is_whole(&mut self.window)? {
@@ -205,7 +207,7 @@ impl Cursor {
             let to = header.offsets().end.min(bounds.until);
             piece.voids.push(self.next..to);
             self.next = to;
-            self.position = frame.end();
+            self.pass(&frame);
             return Ok(Next::Passed);
         }
         let index = (self.next - header.base) as usize;
@@ -219,7 +221,7 @@ impl Cursor {
     /// No frame stands at the position: finds the next one, or gives the rest up.
     fn pass_gap(&mut self, bounds: Bounds, piece: &mut Piece) -> io::Result<Next> {
         let expect = Expect { salt: self.salt, next: self.base, end: u64::MAX };
-        let (gap, frame) = search(&mut self.window, self.position, &expect)?;
+        let (gap, frame) = search(&mut self.window, self.records, self.position, &expect)?;
         match frame {
             Some(frame) if frame.header.base < bounds.until => {
                 let to = frame.header.base.max(self.next);
@@ -299,7 +301,12 @@ impl Cursor {
 
     fn leave(&mut self, frame: &FrameAt) {
         self.next = frame.header.offsets().end;
-        self.position = frame.end();
+        self.pass(frame);
         self.inside = None;
+    }
+
+    fn pass(&mut self, frame: &FrameAt) {
+        self.records = frame.position + frame.header.prefix_bytes();
+        self.position = frame.end();
     }
 }

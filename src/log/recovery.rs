@@ -183,13 +183,16 @@ fn judge(disk: &dyn Disk, survey: &mut Survey, known_durable: u64) -> Result<Ver
             verdict.durable = verdict.durable.max(base);
             verdict.hollow = Some(found);
         } else {
+            if let Some(first) = survey.segments.first().filter(|first| base < first.header.base) {
+                verdict.gone.push((PathBuf::from(segment_name(base)), base..first.header.base));
+            }
             let name = found.path.file_name().map(|name| name.to_string_lossy().into_owned());
             let reason = "it holds nothing of a segment".to_owned();
             survey.ignore(name.unwrap_or_default(), reason, Some(base));
         }
     }
     verdict.next = end.max(verdict.durable);
-    verdict.gone = unreadable_ranges(survey, &mut verdict.next, verdict.durable);
+    verdict.gone.extend(unreadable_ranges(survey, &mut verdict.next, verdict.durable));
     verdict.hollow = verdict.hollow.take().filter(|found| found.header.base == verdict.next);
     verdict.is_clean = verdict.scan.clean
         && verdict.next == verdict.scan.end

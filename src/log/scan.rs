@@ -168,9 +168,15 @@ impl Gap {
     }
 }
 
-/// Searches for the next frame behind `from`, where none stands, that holds in every byte. Any
-/// position counts, so that inserted or removed bytes cost no more than they hit. Returns the gap, too.
-pub(super) fn search(window: &mut Window, from: u64, expect: &Expect) -> io::Result<(Gap, Option<FrameAt>)> {
+/// Searches for the next frame that holds in every byte, since none stands at `position`. Any position
+/// counts, so that inserted or removed bytes cost no more than they hit; for the same reason the
+/// search begins at `from`, within the frame before. Returns the gap, too.
+pub(super) fn search(
+    window: &mut Window,
+    from: u64,
+    position: u64,
+    expect: &Expect,
+) -> io::Result<(Gap, Option<FrameAt>)> {
     let salt = expect.salt.to_le_bytes();
     let finder = memmem::Finder::new(&salt);
     let mut gap = Gap::default();
@@ -181,8 +187,8 @@ pub(super) fn search(window: &mut Window, from: u64, expect: &Expect) -> io::Res
         let bytes = window.rest(at, HEADER_BYTES)?;
         let end = at + bytes.len() as u64;
         if let Some(hit) = finder.find(bytes) {
-            gap.own = true;
             let hit = at + hit as u64;
+            gap.own |= hit >= position;
             at = hit + 1;
             if hit >= from + SALT_AT
                 && let Some(frame) = frame_at(window, hit - SALT_AT, expect)?
@@ -196,8 +202,8 @@ pub(super) fn search(window: &mut Window, from: u64, expect: &Expect) -> io::Res
             at = end.saturating_sub(salt.len() as u64 - 1).max(at + 1);
         }
     }
-    let to = found.as_ref().map_or(window.limit().max(from), |frame| frame.position);
-    gap.bytes = from..to;
+    let to = found.as_ref().map_or(window.limit().max(position), |frame| frame.position);
+    gap.bytes = position.min(to)..to;
     if let Some(frame) = &found {
         gap.offsets = expect.next..frame.header.base;
     }
@@ -288,6 +294,8 @@ pub(super) struct Walk {
     pub window: Window,
     expect: Expect,
     position: u64,
+    /// Where the records of the last frame begin: what follows may, should they have shrunk.
+    records: u64,
     verify: bool,
     found: Option<FrameAt>,
     done: bool,
@@ -296,7 +304,7 @@ pub(super) struct Walk {
 impl Walk {
     /// A walk from `position`, where `expect.next` should stand. `verify` looks at every record.
     pub fn new(window: Window, position: u64, expect: Expect, verify: bool) -> Self {
-        Self { window, expect, position, verify, found: None, done: false }
+        Self { window, expect, position, records: position, verify, found: None, done: false }
     }
 
     /// The next item.
@@ -319,7 +327,7 @@ impl Walk {
                 Ok(Some(Item::Gap(Gap { bytes: at..at, offsets, non_zero_end: at, ..Gap::default() })))
             }
             None => {
-                let (gap, frame) = search(&mut self.window, self.position, &self.expect)?;
+                let (gap, frame) = search(&mut self.window, self.records, self.position, &self.expect)?;
                 match frame {
                     Some(frame) => {
                         self.found = Some(frame);
@@ -335,6 +343,7 @@ impl Walk {
         let damaged = if self.verify { frame.damaged_records(&mut self.window)? } else { Vec::new() };
         self.expect.next = frame.header.next_offset();
         self.position = frame.end();
+        self.records = frame.position + frame.header.prefix_bytes();
         Ok(Item::Frame(frame, damaged))
     }
 

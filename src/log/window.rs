@@ -47,11 +47,6 @@ impl Window {
         self.chunk = chunk;
     }
 
-    /// Forgets what was read: the next look reads again.
-    pub fn forget(&mut self) {
-        self.bytes = Bytes::new();
-    }
-
     /// The `len` bytes at `position`; fewer at the limit or the file's end.
     pub fn get(&mut self, position: u64, len: usize) -> io::Result<&[u8]> {
         let rest = self.rest(position, len)?;

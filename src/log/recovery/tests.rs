@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::super::frame::Record;
-use super::super::segment::{parse_segment_name, segment_name};
+use super::super::segment::{parse_segment_name, segment_name, spare_name};
 use super::super::writer::tests::{SEGMENT_BYTES, entropy, options};
 use super::super::{Reader, Step};
 use super::*;
@@ -13,6 +13,9 @@ use crate::disk::simulated::SimulatedDisk;
 
 /// What a record was appended with.
 type Written = (i64, u128, Vec<u8>);
+
+/// No offset.
+const NONE: [u64; 0] = [];
 
 /// How the process of the test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +157,16 @@ fn used(disk: &SimulatedDisk, path: &Path) -> u64 {
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
 }
 
+/// Where the frames of a segment end.
+fn end_of_frames(disk: &SimulatedDisk, path: &Path) -> u64 {
+    let bytes = disk.read_file(path).unwrap();
+    let mut at = DATA_START as usize;
+    while let Some(header) = frame::peek(&bytes[at..]) {
+        at += header.frame_bytes() as usize;
+    }
+    at as u64
+}
+
 #[test]
 fn a_log_that_was_closed_goes_on_where_it_ended() {
     let (disk, written) = disk_with_log(End::Clean);
@@ -183,4 +196,274 @@ fn a_killed_log_keeps_every_record_with_its_tag_and_time() {
         let all = read_all(recovered.log.reader(0), 5, 1);
         assert_eq!((all.records, all.damage), (written, vec![]), "{end:?}");
     }
+}
+
+/// Flips `flip` in the byte at `at`.
+fn flip_byte(disk: &SimulatedDisk, path: &Path, at: u64, flip: u8) {
+    let byte = disk.read_file(path).unwrap()[at as usize];
+    disk.overwrite(path, at, &[byte ^ flip]).unwrap();
+}
+
+#[test]
+fn one_wrong_byte_anywhere_costs_at_most_one_record_and_is_told() {
+    for end in [End::Clean, End::Idle] {
+        let (disk, written) = disk_with_log(end);
+        for path in segment_files(&disk) {
+            for at in 0..used(&disk, &path) {
+                let disk = disk.kill();
+                flip_byte(&disk, &path, at, if at % 2 == 0 { 0xff } else { 1 << (at / 2 % 8) });
+                let case = format!("{end:?}, {} byte {at}", path.display());
+                let lost = check(&disk, 0, &written, &case);
+                assert!(lost.len() <= 1, "{case}: lost {lost:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_wrong_byte_in_the_last_frame_costs_at_most_what_nobody_knew_durable() {
+    let (disk, written) = disk_with_log(End::Killed);
+    let end = written.len() as u64;
+    let path = segment_files(&disk).pop().unwrap();
+    for at in 0..used(&disk, &path) {
+        let disk = disk.kill();
+        flip_byte(&disk, &path, at, 0x10);
+        let case = format!("byte {at}");
+        let lost = check(&disk.kill(), end, &written, &case);
+        assert!(lost.len() <= 1, "{case}: lost {lost:?}");
+        check(&disk, 0, &written, &case);
+    }
+}
+
+#[test]
+fn cut_at_any_length_every_record_before_the_cut_is_delivered() {
+    for end in [End::Clean, End::Idle, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        for path in segment_files(&disk) {
+            for len in (0..used(&disk, &path)).step_by(3) {
+                let disk = disk.kill();
+                disk.truncate(&path, len).unwrap();
+                let case = format!("{end:?}, {} cut to {len}", path.display());
+                check(&disk, written.len() as u64, &written, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tail_of_zeros_or_rubbish_costs_nothing() {
+    for end in [End::Clean, End::Idle, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        let path = segment_files(&disk).pop().unwrap();
+        let end_of_frames = end_of_frames(&disk, &path);
+        for (len, byte) in [(1, 1), (40, 0xff), (64, b'E'), (3000, 0x5a), (600, 0)] {
+            let disk = disk.kill();
+            disk.overwrite(&path, end_of_frames, &vec![byte; len]).unwrap();
+            let case = format!("{end:?}, {len} bytes of {byte}");
+            assert_eq!(check(&disk.kill(), 0, &written, &case), NONE, "{case}");
+            let torn = open(&disk, 0).report.torn_tail;
+            assert_eq!(torn.is_some(), byte != 0, "{case}: {torn:?}");
+            if let Some(torn) = torn {
+                assert_eq!((torn.position, torn.non_zero_bytes), (end_of_frames, len as u64), "{case}");
+                let copy = disk.read_file(&torn.quarantined.unwrap()).unwrap();
+                assert_eq!(copy, vec![byte; len], "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn own_frames_once_more_behind_the_last_one_are_no_records() {
+    for end in [End::Clean, End::Idle, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        let path = segment_files(&disk).pop().unwrap();
+        let bytes = disk.read_file(&path).unwrap();
+        let end_of_frames = end_of_frames(&disk, &path);
+        let own = &bytes[DATA_START as usize..end_of_frames as usize];
+        disk.overwrite(&path, end_of_frames, own).unwrap();
+        disk.overwrite(&path, bytes.len() as u64, own).unwrap();
+        assert_eq!(check(&disk, written.len() as u64, &written, "own bytes"), NONE, "{end:?}");
+    }
+}
+
+#[test]
+fn bytes_inserted_or_removed_cost_what_they_hit_and_no_more() {
+    let (disk, written) = disk_with_log(End::Idle);
+    for path in segment_files(&disk) {
+        let bytes = disk.read_file(&path).unwrap();
+        for at in (DATA_START as usize..used(&disk, &path) as usize).step_by(61) {
+            for count in [1, 7, 8, 24] {
+                let case = format!("{} at {at}, {count} bytes", path.display());
+                let most = 14; // a frame's records, where its header or table was hit, and two before it
+                let mut longer = bytes.clone();
+                longer.splice(at..at, vec![0xa5; count]);
+                let inserted = disk.kill();
+                inserted.write_file(&path, &longer).unwrap();
+                let lost = check(&inserted, written.len() as u64, &written, &case);
+                assert!(lost.len() <= most, "inserted, {case}: lost {lost:?}");
+                let mut shorter = bytes.clone();
+                shorter.drain(at..at + count);
+                let removed = disk.kill();
+                removed.write_file(&path, &shorter).unwrap();
+                let lost = check(&removed, written.len() as u64, &written, &case);
+                assert!(lost.len() <= most, "removed, {case}: lost {lost:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_segment_costs_its_own_records_and_is_told() {
+    for end in [End::Clean, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        let files = segment_files(&disk);
+        let bases: Vec<u64> =
+            files.iter().filter_map(|path| parse_segment_name(path.file_name()?.to_str()?)).collect();
+        for (index, path) in files.iter().enumerate().skip(1) {
+            let disk = disk.kill();
+            disk.remove_file(path).unwrap();
+            let until = bases.get(index + 1).copied().unwrap_or(written.len() as u64);
+            let lost = check(&disk, written.len() as u64, &written, "missing");
+            assert_eq!(lost, (bases[index]..until).collect::<Vec<_>>(), "{}", path.display());
+        }
+        // Below the first segment everything was released, for all the log can know.
+        disk.remove_file(&files[0]).unwrap();
+        assert_eq!(open(&disk, 0).report.first_offset, bases[1]);
+    }
+}
+
+#[test]
+fn offsets_never_start_again_though_every_file_is_gone() {
+    let (disk, written) = disk_with_log(End::Clean);
+    let end = written.len() as u64;
+    for path in disk.files() {
+        disk.remove_file(&path).unwrap();
+    }
+    let mut recovered = open(&disk, end);
+    assert_eq!(append(&mut recovered.writer, &batch(0, end)), end);
+}
+
+#[test]
+fn swapped_renamed_and_copied_segments_are_read_as_what_their_headers_say() {
+    for end in [End::Clean, End::Idle, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        let files = segment_files(&disk);
+        for (a, b) in [(0, 1), (1, 2), (0, 2)] {
+            let disk = disk.kill();
+            let (bytes_a, bytes_b) = (disk.read_file(&files[a]).unwrap(), disk.read_file(&files[b]).unwrap());
+            disk.write_file(&files[a], &bytes_b).unwrap();
+            disk.write_file(&files[b], &bytes_a).unwrap();
+            let case = format!("{end:?}: {a} and {b} swapped");
+            assert_eq!(check(&disk.kill(), 0, &written, &case), NONE, "{case}");
+            assert_eq!(check(&disk.kill(), 0, &written, &case), NONE, "{case}, opened again");
+        }
+        for (index, file) in files.iter().enumerate() {
+            for base in [3, written.len() as u64, written.len() as u64 + 5, 1 << 40] {
+                let disk = disk.kill();
+                let copy = dir().join(segment_name(base));
+                disk.copy_file(file, &copy).unwrap();
+                let case = format!("{end:?}: {index} copied to {base}");
+                let recovered = open(&disk.kill(), 0);
+                assert_eq!(recovered.report.foreign, [segment_name(base)], "{case}");
+                assert_eq!(recovered.report.next_offset, written.len() as u64, "{case}");
+                assert_eq!(check(&disk, 0, &written, &case), NONE, "{case}");
+            }
+        }
+        let moved = dir().join(segment_name(1));
+        let bytes = disk.read_file(&files[1]).unwrap();
+        disk.remove_file(&files[1]).unwrap();
+        disk.write_file(&moved, &bytes).unwrap();
+        assert_eq!(check(&disk, 0, &written, "renamed"), NONE, "{end:?}");
+        assert!(segment_files(&disk).contains(&files[1]), "it has its own name again");
+    }
+}
+
+#[test]
+fn foreign_names_and_directories_never_stand_in_the_way() {
+    for end in [End::Clean, End::Killed] {
+        let (disk, written) = disk_with_log(end);
+        let end_offset = written.len() as u64;
+        for name in ["notes.txt", "00000000000000000001.seg.bak", "lost+found", "spare-1.seg"] {
+            disk.write_file(&dir().join(name), b"hello").unwrap();
+        }
+        disk.put_directory(&dir().join(segment_name(end_offset))).unwrap();
+        disk.put_directory(&dir().join(spare_name(90))).unwrap();
+        disk.write_file(&dir().join(segment_name(2)), b"").unwrap();
+        disk.write_file(&dir().join(segment_name(end_offset + 40)), &[7; 5000]).unwrap();
+        let mut recovered = open(&disk.kill(), 0);
+        assert_eq!(recovered.report.foreign.len(), 8, "{:?}", recovered.report.foreign);
+        assert_eq!(recovered.report.next_offset, end_offset);
+        for i in 0..30 {
+            while recovered.stock.step() == Step::Worked {}
+            let batch = batch(i, recovered.log.next_offset());
+            append(&mut recovered.writer, &batch);
+            recovered.writer.commit().expect("nothing is in the way");
+        }
+        assert_eq!(check(&disk, end_offset, &written, "foreign"), NONE);
+    }
+}
+
+#[test]
+fn a_header_lost_in_both_copies_costs_nothing_where_frames_tell_the_salt() {
+    for end in [End::Clean, End::Idle] {
+        let (disk, written) = disk_with_log(end);
+        for path in segment_files(&disk) {
+            let disk = disk.kill();
+            disk.overwrite(&path, 0, &[0; 4096]).unwrap();
+            let case = format!("{end:?}, {}", path.display());
+            assert_eq!(check(&disk, 0, &written, &case), NONE, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_sector_is_damage_and_no_error() {
+    let (disk, written) = disk_with_log(End::Idle);
+    for path in segment_files(&disk) {
+        let disk = disk.kill();
+        disk.make_unreadable(&path, 4096..4097).unwrap();
+        check(&disk, written.len() as u64, &written, "bad sector");
+    }
+}
+
+#[test]
+fn crash_after_crash_takes_no_more_files() {
+    let (mut disk, mut written) = disk_with_log(End::Killed);
+    let files = disk.files().len();
+    for round in 0..40 {
+        let mut recovered = open(&disk, 0);
+        if round % 4 == 0 {
+            let offset = recovered.log.next_offset();
+            let one = batch(1, offset);
+            append(&mut recovered.writer, &one);
+            recovered.writer.commit().unwrap();
+            written.insert(offset, one[0].clone());
+        }
+        disk = disk.kill();
+        assert!(disk.files().len() <= files + 1, "round {round}: {:?}", disk.files());
+    }
+    assert_eq!(check(&disk, 0, &written, "at last"), NONE);
+}
+
+#[test]
+fn a_full_disk_without_a_spare_opens_for_reading_and_goes_on_once_there_is_room() {
+    let (disk, written) = disk_with_log(End::Killed);
+    let spares: Vec<_> = disk.files().into_iter().filter(|path| path.to_string_lossy().contains("spare")).collect();
+    for spare in spares {
+        disk.remove_file(&spare).unwrap();
+    }
+    let disk = disk.kill();
+    disk.set_capacity(3 * SEGMENT_BYTES);
+    let mut recovered = open(&disk, 0);
+    let next = recovered.report.next_offset;
+    assert_eq!(next, written.len() as u64);
+    assert_eq!(read_all(recovered.log.reader(0), 100, 10_000).records, written);
+    let refused = recovered.writer.append(1, [Record { tag: 1, crc: 0, bytes: b"" }].into_iter());
+    assert!(matches!(refused, Err(AppendError::NoRoom(_))), "{refused:?}");
+    recovered.log.release_below(next);
+    while recovered.stock.step() == Step::Worked {}
+    let one = batch(1, next);
+    assert_eq!(append(&mut recovered.writer, &one), next);
+    recovered.writer.commit().unwrap();
+    assert_eq!(read_all(recovered.log.reader(next), 100, 10_000).records[&next], one[0]);
 }
