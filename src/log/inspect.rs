@@ -1,10 +1,22 @@
 //! A read-only look at a log's directory, live or stopped, for `wal inspect` and `wal verify`.
+//!
+//! On the caller's thread, without a lock, without writing. Judges as recovery does, by E as far as
+//! the log itself tells it. A running daemon releases segments and writes while this looks: a segment
+//! that is no longer what it was is left out, and damage in the last one counts when it is there at a
+//! second look.
 
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::scan::{DAMAGED_FRAMES, ENDS_EARLY, Expect, LOST_HEADER, Loss, Scan, UNREADABLE, scan};
+use super::segment::segment_name;
+use super::survey::{Found, Survey};
 use super::{Damage, LogError, Stream, TornTail};
 use crate::disk::Disk;
+
+/// Looks at a last segment that somebody may be writing, before what is found is believed.
+const LOOKS: usize = 3;
 
 /// How much an inspection reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +80,193 @@ pub fn inspect(
     depth: Depth,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inspection, LogError> {
-    let _ = (disk, dir, stream, depth, progress);
-    Err(LogError::Failed("inspection is not built yet".to_owned()))
+    let survey = Survey::new(disk, dir, stream, 0)?;
+    let mut found = Inspection {
+        spares: survey.spares.len() as u64,
+        known_durable: survey.durable(),
+        foreign: survey.foreign.iter().map(|foreign| foreign.name.clone()).collect(),
+        ..Inspection::default()
+    };
+    let hollow = survey.hollow.iter().filter_map(|found| found.path.file_name());
+    found.foreign.extend(hollow.map(|name| name.to_string_lossy().into_owned()));
+    for (base, before) in survey.gone_before_first() {
+        found.damage.push(damage(&dir.join(segment_name(base)), loss(0..0, before, UNREADABLE)));
+    }
+    let is_read = |index: usize| depth == Depth::Everything || index + 1 == survey.segments.len();
+    let bytes_of = |(index, found): (usize, &Found)| if is_read(index) { found.limit() } else { 0 };
+    let total = survey.segments.iter().enumerate().map(bytes_of).sum();
+    let mut done = 0;
+    progress(done, total);
+    for (index, segment) in survey.segments.iter().enumerate() {
+        let end = survey.end_of(index);
+        let scan = if is_read(index) { Some(look_into(disk, segment, end, found.known_durable)?) } else { None };
+        done += bytes_of((index, segment));
+        progress(done, total);
+        match scan {
+            Some(Look::Gone) => continue, // released since the directory was listed
+            Some(Look::Unreadable) => {
+                let to = end.unwrap_or(found.known_durable).max(segment.header.base);
+                let lost = segment.header.base..to;
+                found.damage.push(damage(&segment.path, loss(0..0, lost, UNREADABLE)));
+                found.add(segment, end, None);
+            }
+            Some(Look::Scanned(scan)) => found.add(segment, end, Some(scan)),
+            None => found.add(segment, end, None),
+        }
+    }
+    found.first_offset = found.segments.first().map_or(found.known_durable, |first| first.base);
+    found.next_offset = found.next_offset.max(found.known_durable);
+    Ok(found)
+}
+
+impl Inspection {
+    fn add(&mut self, segment: &Found, end: Option<u64>, scan: Option<Scan>) {
+        if let Some(bytes) = segment.damaged_header.clone() {
+            let base = segment.header.base;
+            let is_new = end.is_none() && scan.as_ref().is_some_and(|scan| scan.frames == 0);
+            if !is_new {
+                self.damage.push(damage(&segment.path, loss(bytes, base..base, LOST_HEADER)));
+            }
+        }
+        self.segments.push(SegmentInfo {
+            file: segment.path.clone(),
+            base: segment.header.base,
+            end: end.or(scan.as_ref().map(|scan| scan.end)),
+            created_micros: segment.header.created_micros,
+            bytes: segment.len,
+            used_bytes: scan.as_ref().map(|scan| scan.position),
+            frames: scan.as_ref().map(|scan| scan.frames),
+            records: scan.as_ref().map(|scan| scan.records),
+        });
+        let Some(scan) = scan else { return };
+        if end.is_none() {
+            self.known_durable = self.known_durable.max(scan.durable);
+        }
+        self.next_offset = self.next_offset.max(scan.end);
+        let should_end = end.unwrap_or(self.known_durable);
+        self.damage.extend(scan.losses.into_iter().map(|loss| damage(&segment.path, loss)));
+        self.voids.extend(scan.voids);
+        let tail = scan.tail;
+        if scan.end < should_end {
+            let bytes = tail.bytes.start..tail.non_zero_end.max(tail.bytes.start);
+            let reason = if bytes.is_empty() { ENDS_EARLY } else { DAMAGED_FRAMES };
+            self.damage.push(damage(&segment.path, loss(bytes, scan.end..should_end, reason)));
+        } else if end.is_none() && tail.was_written() {
+            let (position, non_zero_bytes) = (tail.bytes.start, tail.non_zero);
+            let file = segment.path.clone();
+            self.torn_tail = Some(TornTail { file, position, non_zero_bytes, quarantined: None });
+        }
+    }
+}
+
+/// What a look into a segment gave.
+enum Look {
+    Scanned(Scan),
+    /// The file is not, or no longer, the segment it was found as.
+    Gone,
+    /// The file is there and cannot be opened.
+    Unreadable,
+}
+
+/// Scans a segment. What looks damaged is looked at again: of a running log the segment may have been
+/// released meanwhile, or its last frames may have been half-written.
+fn look_into(disk: &dyn Disk, segment: &Found, end: Option<u64>, durable: u64) -> Result<Look, LogError> {
+    let durable = end.unwrap_or(durable);
+    let expect =
+        Expect { salt: segment.header.salt, next: segment.header.base, end: end.unwrap_or(u64::MAX) };
+    let reading = |e: io::Error| LogError::io("reading", &segment.path, &e);
+    let mut before = None;
+    for _ in 0..LOOKS {
+        let window = match segment.window(disk) {
+            Ok(window) => window,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Look::Gone),
+            Err(_) => return Ok(Look::Unreadable),
+        };
+        let scan = scan(window, expect, durable).map_err(reading)?;
+        let is_whole = scan.losses.is_empty() && scan.end >= end.unwrap_or(scan.durable);
+        if is_whole || before.as_ref() == Some(&scan) {
+            return Ok(Look::Scanned(scan));
+        }
+        if !segment.is_still_there(disk) {
+            return Ok(Look::Gone);
+        }
+        before = Some(scan);
+    }
+    Ok(before.map_or(Look::Gone, Look::Scanned))
+}
+
+fn loss(bytes: Range<u64>, lost: Range<u64>, reason: &'static str) -> Loss {
+    Loss { bytes, lost, reason }
+}
+
+fn damage(file: &Path, loss: Loss) -> Damage {
+    let reason = loss.reason.to_owned();
+    Damage { file: file.to_owned(), bytes: loss.bytes, lost: loss.lost, quarantined: None, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recovery::tests::{End, dir, disk_with_log, segment_files, used};
+    use super::*;
+    use crate::disk::SimulatedDisk;
+
+    fn look(disk: &SimulatedDisk) -> Inspection {
+        let before = (disk.operations(), disk.files());
+        let mut told = Vec::new();
+        let found = inspect(disk, &dir(), Stream::Events, Depth::Everything, &mut |done, of| told.push((done, of)));
+        assert_eq!((disk.operations(), disk.files()), before, "nothing is written");
+        let (done, of) = *told.last().expect("progress is told");
+        assert_eq!(done, of);
+        found.expect("it can be looked at")
+    }
+
+    #[test]
+    fn an_intact_log_is_told_to_be_intact_live_and_stopped() {
+        for end in [End::Clean, End::Idle, End::Killed] {
+            let (disk, written) = disk_with_log(end);
+            let found = look(&disk);
+            assert_eq!((found.damage, found.torn_tail, found.voids), (vec![], None, vec![]), "{end:?}");
+            assert_eq!((found.first_offset, found.next_offset), (0, written.len() as u64));
+            let records: u64 = found.segments.iter().filter_map(|segment| segment.records).sum();
+            assert_eq!((found.segments.len(), records), (3, written.len() as u64));
+            let headers =
+                inspect(&disk, &dir(), Stream::Events, Depth::Headers, &mut |_, _| {}).expect("it can");
+            let ends = |found: &Inspection| found.segments.iter().map(|s| (s.base, s.end)).collect::<Vec<_>>();
+            assert_eq!(ends(&headers), ends(&look(&disk)));
+            assert_eq!(headers.segments[0].records, None);
+        }
+    }
+
+    #[test]
+    fn a_wrong_byte_is_told_with_the_record_it_costs() {
+        let (disk, written) = disk_with_log(End::Idle);
+        for path in segment_files(&disk) {
+            for at in (0..used(&disk, &path)).step_by(13) {
+                let disk = disk.kill();
+                let byte = disk.read_file(&path).unwrap()[at as usize];
+                disk.overwrite(&path, at, &[!byte]).unwrap();
+                let found = look(&disk);
+                let lost: u64 = found.damage.iter().map(|damage| damage.lost.end - damage.lost.start).sum();
+                let records: u64 = found.segments.iter().filter_map(|segment| segment.records).sum();
+                assert!(lost <= 1, "{} byte {at}: {:?}", path.display(), found.damage);
+                assert_eq!(records + lost, written.len() as u64, "{} byte {at}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_segment_and_a_cut_one_are_told_with_their_offsets() {
+        let (disk, written) = disk_with_log(End::Idle);
+        let files = segment_files(&disk);
+        let bases: Vec<u64> = look(&disk).segments.iter().map(|segment| segment.base).collect();
+        let missing = disk.kill();
+        missing.remove_file(&files[1]).unwrap();
+        let damage = look(&missing).damage;
+        assert_eq!(damage.iter().map(|damage| damage.lost.clone()).collect::<Vec<_>>(), [bases[1]..bases[2]]);
+        let cut = disk.kill();
+        cut.truncate(&files[0], 0).unwrap();
+        let damage = look(&cut).damage;
+        assert_eq!(damage.iter().map(|damage| damage.lost.clone()).collect::<Vec<_>>(), [0..bases[1]]);
+        assert_eq!(look(&disk).next_offset, written.len() as u64);
+    }
 }

@@ -174,6 +174,9 @@ fn judge(disk: &dyn Disk, survey: &mut Survey, known_durable: u64) -> Result<Ver
     let has_last = survey.last().is_some();
     let end = if has_last { verdict.scan.end } else { verdict.durable };
     let tail_was_written = verdict.scan.tail.was_written();
+    for (base, lost) in survey.gone_before_first() {
+        verdict.gone.push((PathBuf::from(segment_name(base)), lost));
+    }
     // R6: a name is given only to a segment before which everything is durable. Where that cannot
     // be, the file is none of ours.
     for found in std::mem::take(&mut survey.hollow) {
@@ -183,16 +186,13 @@ fn judge(disk: &dyn Disk, survey: &mut Survey, known_durable: u64) -> Result<Ver
             verdict.durable = verdict.durable.max(base);
             verdict.hollow = Some(found);
         } else {
-            if let Some(first) = survey.segments.first().filter(|first| base < first.header.base) {
-                verdict.gone.push((PathBuf::from(segment_name(base)), base..first.header.base));
-            }
             let name = found.path.file_name().map(|name| name.to_string_lossy().into_owned());
             let reason = "it holds nothing of a segment".to_owned();
             survey.ignore(name.unwrap_or_default(), reason, Some(base));
         }
     }
     verdict.next = end.max(verdict.durable);
-    verdict.gone.extend(unreadable_ranges(survey, &mut verdict.next, verdict.durable));
+    verdict.gone.extend(unreadable_at_end(survey, &mut verdict.next, verdict.durable));
     verdict.hollow = verdict.hollow.take().filter(|found| found.header.base == verdict.next);
     verdict.is_clean = verdict.scan.clean
         && verdict.next == verdict.scan.end
@@ -208,21 +208,15 @@ fn scan_last(disk: &dyn Disk, last: &Found, durable: u64) -> Result<Scan, LogErr
     scan(window, expect, durable).map_err(|e| LogError::io("reading", &last.path, &e))
 }
 
-/// What files that cannot be read may have held, where no segment tells of it: before the first
-/// one, and at the end. Offsets at the end are never given again, so the next one moves beyond all
-/// that such a file can have held.
-fn unreadable_ranges(survey: &Survey, next: &mut u64, durable: u64) -> Vec<(PathBuf, Range<u64>)> {
-    let first = survey.segments.first().map_or(durable, |first| first.header.base);
+/// Files at the end that cannot be read: offsets are never given again, so the next one moves beyond
+/// all that such a file can have held. Returns what was lost where no segment tells of it.
+fn unreadable_at_end(survey: &Survey, next: &mut u64, durable: u64) -> Vec<(PathBuf, Range<u64>)> {
     let mut gone = Vec::new();
-    for base in &survey.unreadable {
-        if *base < first {
-            gone.push((PathBuf::from(segment_name(*base)), *base..first));
-        } else if survey.last().is_none_or(|last| *base > last.header.base) && *base >= survey.durable() {
-            let most = survey.last().map_or(1 << 20, |last| last.header.size / ENTRY_BYTES as u64);
-            *next = (*next).max(base.saturating_add(most));
-            if survey.segments.is_empty() && *base < durable {
-                gone.push((PathBuf::from(segment_name(*base)), *base..durable));
-            }
+    for base in survey.unreadable.iter().copied().filter(|base| *base >= survey.durable()) {
+        let segment_bytes = survey.last().map_or(1 << 30, |last| last.header.size);
+        *next = (*next).max(base.saturating_add(segment_bytes / ENTRY_BYTES as u64));
+        if survey.segments.is_empty() && base < durable {
+            gone.push((PathBuf::from(segment_name(base)), base..durable));
         }
     }
     gone
@@ -514,4 +508,4 @@ fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

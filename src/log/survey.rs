@@ -55,6 +55,12 @@ impl Found {
         FoundFile { path: self.path.clone(), len: self.len, allocated: self.allocated }
     }
 
+    /// Whether the file is still the segment it was found as.
+    pub fn is_still_there(&self, disk: &dyn Disk) -> bool {
+        let look = look_at(disk, &self.path, self.header.base, self.header.stream);
+        look.is_ok_and(|look| !look.known || look.found.header.salt == self.header.salt)
+    }
+
     /// Opens it for scanning.
     pub fn window(&self, disk: &dyn Disk) -> io::Result<Window> {
         Ok(Window::new(disk.open(&self.path, Access::Read)?.into(), self.limit(), SCAN_CHUNK))
@@ -139,6 +145,18 @@ impl Survey {
     /// Where each segment's offsets end: the base of the next.
     pub fn end_of(&self, index: usize) -> Option<u64> {
         self.segments.get(index + 1).map(|next| next.header.base)
+    }
+
+    /// What files that tell nothing held before the first segment: their base, and the offsets.
+    /// Behind it the segment before, ending early, tells of what is missing.
+    pub fn gone_before_first(&self) -> Vec<(u64, Range<u64>)> {
+        let Some(first) = self.segments.first().map(|first| first.header.base) else { return Vec::new() };
+        let hollow = self.hollow.iter().map(|found| found.header.base);
+        let mut bases: Vec<u64> = hollow.chain(self.unreadable.iter().copied()).collect();
+        bases.sort_unstable();
+        bases.retain(|base| *base < first);
+        let ends = bases.clone().into_iter().skip(1).chain([first]);
+        bases.into_iter().zip(ends).map(|(base, end)| (base, base..end)).collect()
     }
 
     /// The highest offset that headers alone show to have been durable: what was synced before

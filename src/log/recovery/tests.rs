@@ -9,17 +9,17 @@ use super::super::segment::{parse_segment_name, segment_name, spare_name};
 use super::super::writer::tests::{SEGMENT_BYTES, entropy, options};
 use super::super::{Reader, Step};
 use super::*;
-use crate::disk::simulated::SimulatedDisk;
+use crate::disk::simulated::{Policy, SimulatedDisk};
 
 /// What a record was appended with.
-type Written = (i64, u128, Vec<u8>);
+pub(in crate::log) type Written = (i64, u128, Vec<u8>);
 
 /// No offset.
 const NONE: [u64; 0] = [];
 
 /// How the process of the test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(in crate::log) enum End {
     /// In order.
     Clean,
     /// Killed after the mark of an idle log.
@@ -28,7 +28,7 @@ enum End {
     Killed,
 }
 
-fn dir() -> PathBuf {
+pub(in crate::log) fn dir() -> PathBuf {
     options(8, 1).dir
 }
 
@@ -77,7 +77,7 @@ fn fill(recovered: &mut Recovered, segments: u64) -> BTreeMap<u64, Written> {
 }
 
 /// A disk with a log of three segments on it, ended in some way.
-fn disk_with_log(end: End) -> (SimulatedDisk, BTreeMap<u64, Written>) {
+pub(in crate::log) fn disk_with_log(end: End) -> (SimulatedDisk, BTreeMap<u64, Written>) {
     let disk = SimulatedDisk::new(1);
     let mut recovered = open(&disk, 0);
     let written = fill(&mut recovered, 3);
@@ -144,7 +144,7 @@ fn check(disk: &SimulatedDisk, known: u64, written: &BTreeMap<u64, Written>, cas
     lost
 }
 
-fn segment_files(disk: &SimulatedDisk) -> Vec<PathBuf> {
+pub(in crate::log) fn segment_files(disk: &SimulatedDisk) -> Vec<PathBuf> {
     let is_segment = |path: &PathBuf| {
         path.starts_with(dir())
             && path.file_name().and_then(|name| parse_segment_name(name.to_str()?)).is_some()
@@ -152,7 +152,7 @@ fn segment_files(disk: &SimulatedDisk) -> Vec<PathBuf> {
     disk.files().into_iter().filter(is_segment).collect()
 }
 
-fn used(disk: &SimulatedDisk, path: &Path) -> u64 {
+pub(in crate::log) fn used(disk: &SimulatedDisk, path: &Path) -> u64 {
     let bytes = disk.read_file(path).unwrap();
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
 }
@@ -466,4 +466,115 @@ fn a_full_disk_without_a_spare_opens_for_reading_and_goes_on_once_there_is_room(
     assert_eq!(append(&mut recovered.writer, &one), next);
     recovered.writer.commit().unwrap();
     assert_eq!(read_all(recovered.log.reader(next), 100, 10_000).records[&next], one[0]);
+}
+
+/// What was answered for after each operation of a script.
+struct Script {
+    disk: SimulatedDisk,
+    written: BTreeMap<u64, Written>,
+    /// Ascending: operations done, and the offset below which all was acknowledged by then.
+    acknowledged: Vec<(u64, u64)>,
+    /// Where each batch ends.
+    batches: BTreeSet<u64>,
+}
+
+impl Script {
+    /// Opens, appends with a roll or two, stops in order, opens again, appends, is killed.
+    fn run() -> Self {
+        let disk = SimulatedDisk::new(3);
+        disk.record();
+        let mut script =
+            Self { disk: disk.clone(), written: BTreeMap::new(), acknowledged: vec![], batches: BTreeSet::new() };
+        let mut recovered = open(&disk, 0);
+        for i in 0..9 {
+            script.append(&mut recovered, i * 3 + 2, i % 2);
+        }
+        recovered.writer.close().unwrap();
+        let mut recovered = open(&disk, 0);
+        for i in 9..14 {
+            script.append(&mut recovered, i, 1);
+        }
+        recovered.writer.mark_idle().unwrap();
+        script.append(&mut recovered, 2, 1);
+        script
+    }
+
+    /// Appends one batch or two and commits them as a group.
+    fn append(&mut self, recovered: &mut Recovered, i: u64, more: u64) {
+        while recovered.stock.step() == Step::Worked {}
+        for i in [i, i + 1].into_iter().take(1 + more as usize) {
+            let batch = batch(i, recovered.log.next_offset());
+            let base = append(&mut recovered.writer, &batch);
+            self.written.extend((base..).zip(batch));
+            self.batches.insert(recovered.log.next_offset());
+        }
+        let end = recovered.writer.commit().unwrap();
+        self.acknowledged.push((self.disk.operations(), end));
+    }
+
+    fn acknowledged_at(&self, operation: u64) -> u64 {
+        let before = self.acknowledged.iter().take_while(|(done, _)| *done <= operation);
+        before.last().map_or(0, |(_, end)| *end)
+    }
+
+    /// Opens, and finds all that was acknowledged, whole batches only, nothing else.
+    fn verify(&self, disk: &SimulatedDisk, acknowledged: u64, case: &str) -> BTreeMap<u64, Written> {
+        let recovered = open(disk, 0);
+        assert_eq!(recovered.report.damage, [], "{case}");
+        let all = read_all(recovered.log.reader(0), 6, 700);
+        assert_eq!(all.damage, [], "{case}");
+        for (offset, record) in &all.records {
+            assert_eq!(Some(record), self.written.get(offset), "{case}: offset {offset}");
+        }
+        let missing = (0..acknowledged).find(|offset| !all.records.contains_key(offset));
+        assert_eq!(missing, None, "{case}: acknowledged up to {acknowledged}");
+        for (a, b) in self.batches.iter().zip(self.batches.iter().skip(1)) {
+            let there = (*a..*b).filter(|offset| all.records.contains_key(offset)).count() as u64;
+            assert!(there == 0 || there == b - a, "{case}: batch {a}..{b} came in part");
+        }
+        all.records
+    }
+}
+
+#[test]
+fn a_power_loss_after_any_operation_loses_nothing_acknowledged_and_tears_no_batch() {
+    let script = Script::run();
+    for operation in 0..=script.disk.operations() {
+        let disk = script.disk.at(operation).expect("recorded");
+        let acknowledged = script.acknowledged_at(operation);
+        for policy in Policy::ALL {
+            let case = format!("{policy:?} at {operation}: {}", script.disk.describe(operation));
+            let disk = disk.power_loss(policy, operation);
+            let first = script.verify(&disk, acknowledged, &case);
+            // What recovery let be read is durable, whatever happens next.
+            let again = script.verify(&disk.power_loss(Policy::Drop, 0), acknowledged, &case);
+            assert_eq!(first, again, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_second_crash_at_any_operation_of_recovery_leads_to_the_same_verdict() {
+    let script = Script::run();
+    let last = script.disk.operations();
+    for operation in [last, last - 1, last - 2, last / 2, last / 3] {
+        let acknowledged = script.acknowledged_at(operation);
+        let killed = script.disk.at(operation).expect("recorded");
+        for (first, second) in
+            [(None, Policy::Torn), (None, Policy::Drop), (None, Policy::Subset), (Some(Policy::Torn), Policy::Torn)]
+        {
+            let disk = match first {
+                None => killed.kill(),
+                Some(policy) => killed.power_loss(policy, operation),
+            };
+            disk.record();
+            let begun = disk.operations();
+            open(&disk, 0);
+            for step in begun..=disk.operations() {
+                let case = format!("{first:?} at {operation}, {second:?} at {step}: {}", disk.describe(step));
+                let crashed = disk.at(step).expect("recorded").power_loss(second, step);
+                script.verify(&crashed, acknowledged, &case);
+            }
+        }
+    }
 }
