@@ -99,7 +99,8 @@ pub fn inspect(
     progress(done, total);
     for (index, segment) in survey.segments.iter().enumerate() {
         let end = survey.end_of(index);
-        let scan = if is_read(index) { Some(look_into(disk, segment, end, found.known_durable)?) } else { None };
+        let scan =
+            if is_read(index) { Some(look_into(disk, segment, end, found.known_durable)?) } else { None };
         done += bytes_of((index, segment));
         progress(done, total);
         match scan {
@@ -213,7 +214,8 @@ mod tests {
     fn look(disk: &SimulatedDisk) -> Inspection {
         let before = (disk.operations(), disk.files());
         let mut told = Vec::new();
-        let found = inspect(disk, &dir(), Stream::Events, Depth::Everything, &mut |done, of| told.push((done, of)));
+        let found =
+            inspect(disk, &dir(), Stream::Events, Depth::Everything, &mut |done, of| told.push((done, of)));
         assert_eq!((disk.operations(), disk.files()), before, "nothing is written");
         let (done, of) = *told.last().expect("progress is told");
         assert_eq!(done, of);
@@ -231,7 +233,8 @@ mod tests {
             assert_eq!((found.segments.len(), records), (3, written.len() as u64));
             let headers =
                 inspect(&disk, &dir(), Stream::Events, Depth::Headers, &mut |_, _| {}).expect("it can");
-            let ends = |found: &Inspection| found.segments.iter().map(|s| (s.base, s.end)).collect::<Vec<_>>();
+            let ends =
+                |found: &Inspection| found.segments.iter().map(|s| (s.base, s.end)).collect::<Vec<_>>();
             assert_eq!(ends(&headers), ends(&look(&disk)));
             assert_eq!(headers.segments[0].records, None);
         }

@@ -448,7 +448,8 @@ fn crash_after_crash_takes_no_more_files() {
 #[test]
 fn a_full_disk_without_a_spare_opens_for_reading_and_goes_on_once_there_is_room() {
     let (disk, written) = disk_with_log(End::Killed);
-    let spares: Vec<_> = disk.files().into_iter().filter(|path| path.to_string_lossy().contains("spare")).collect();
+    let spares: Vec<_> =
+        disk.files().into_iter().filter(|path| path.to_string_lossy().contains("spare")).collect();
     for spare in spares {
         disk.remove_file(&spare).unwrap();
     }
@@ -483,8 +484,12 @@ impl Script {
     fn run() -> Self {
         let disk = SimulatedDisk::new(3);
         disk.record();
-        let mut script =
-            Self { disk: disk.clone(), written: BTreeMap::new(), acknowledged: vec![], batches: BTreeSet::new() };
+        let mut script = Self {
+            disk: disk.clone(),
+            written: BTreeMap::new(),
+            acknowledged: vec![],
+            batches: BTreeSet::new(),
+        };
         let mut recovered = open(&disk, 0);
         for i in 0..9 {
             script.append(&mut recovered, i * 3 + 2, i % 2);
@@ -560,9 +565,12 @@ fn a_second_crash_at_any_operation_of_recovery_leads_to_the_same_verdict() {
     for operation in [last, last - 1, last - 2, last / 2, last / 3] {
         let acknowledged = script.acknowledged_at(operation);
         let killed = script.disk.at(operation).expect("recorded");
-        for (first, second) in
-            [(None, Policy::Torn), (None, Policy::Drop), (None, Policy::Subset), (Some(Policy::Torn), Policy::Torn)]
-        {
+        for (first, second) in [
+            (None, Policy::Torn),
+            (None, Policy::Drop),
+            (None, Policy::Subset),
+            (Some(Policy::Torn), Policy::Torn),
+        ] {
             let disk = match first {
                 None => killed.kill(),
                 Some(policy) => killed.power_loss(policy, operation),
