@@ -95,10 +95,10 @@ Exit codes:
   1  failed (also: the address is taken, or a second signal cut the stop short)
   2  wrong usage or configuration
   3  the data directory is in use by another process
-  4  storage failed: a write or sync on the data directory did not succeed, or there is no room to start
+  4  storage failed: a write or sync did not succeed, or there was no room to start
   5  damage found
 
-Configuration comes from flags, then environment variables (EVENTFLOW_<SECTION>__<KEY>, such as
+Configuration comes from flags, then environment variables (EVENTFLOW_<SECTION>__<KEY>, such as \
 EVENTFLOW_WAL__BUDGET=2GiB, and EVENTFLOW_DATA_DIR), then the file, then defaults.";
 
 /// A durable event daemon: what it answers 202 for is on the disk, and stays until it is delivered.
@@ -142,7 +142,7 @@ enum Verb {
   eventflow status
   eventflow status --url http://10.0.0.5:8080 --json | jq .sinks")]
     Status(client::StatusArgs),
-    /// Look into the write-ahead log, of a running or a stopped daemon, without changing anything
+    /// Look into the write-ahead log, live or stopped, without changing anything
     #[command(subcommand)]
     Wal(offline::WalVerb),
     /// Print shell completions

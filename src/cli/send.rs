@@ -37,11 +37,13 @@ const LINE_BYTES: u64 = 256 << 20;
 const NAMED_REFUSALS: u64 = 20;
 
 pub(super) const EXAMPLES: &str = "\
-Every line is one JSON value: a CloudEvent (an object with `specversion`) or plain data, which becomes the
-`data` of a new event. Lines that the daemon refuses are named and skipped, all others are sent.
+Every line is one JSON value: a CloudEvent (an object with `specversion`) or plain data, which \
+becomes the `data` of a new event. Lines that the daemon refuses are named and skipped, all others \
+are sent.
 
-When an answer is lost, events with an `id` of their own are sent again (the daemon drops duplicates);
-plain lines are not, because they might be accepted twice: the command stops and names them.
+When an answer is lost, events with an `id` of their own are sent again (the daemon drops \
+duplicates); plain lines are not, because they might be accepted twice: the command stops and \
+names them.
 
 Examples:
   eventflow send events.ndjson
