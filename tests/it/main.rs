@@ -1,7 +1,11 @@
 //! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
 
 mod cli;
+mod corpus;
 mod documents;
+mod faults;
 mod harness;
+mod kill;
+mod sdk;
 mod stop;
 mod tidy;

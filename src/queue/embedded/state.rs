@@ -192,7 +192,12 @@ impl Shared {
         if waiting_bytes > 0 && waiting_bytes.saturating_add(frame_bytes) > self.max_waiting_bytes {
             return Some(Refusal::Overloaded);
         }
-        self.log.room_for(waiting_bytes.saturating_add(frame_bytes)).err().map(refusal_of)
+        match self.log.room_for(waiting_bytes.saturating_add(frame_bytes)) {
+            // The next segment is on its way and the writer waits for it, a bounded time. To refuse
+            // would turn every roll on a slow disk into a retry a second later.
+            Ok(()) | Err(NoRoom::Preparing) => None,
+            Err(no_room) => Some(refusal_of(no_room)),
+        }
     }
 
     pub fn is_ready(&self) -> bool {
