@@ -1,8 +1,9 @@
 //! Keeps the durable ring of dedupe tags up with the log.
 //!
 //! Steps run on the ledger thread. A segment may be freed only once its tags are in the ring; that
-//! is what [`Feed::release_limit`] says. A ring that fails is given up and made anew; until that works
-//! the limit is lifted, because a full log would be worse than a duplicate after a restart.
+//! is what [`Feed::release_limit`] says. A ring that fails is given up and made anew at once. Only when
+//! that does not work either is the limit lifted, because a full log would be worse than a duplicate
+//! after a restart.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,8 +28,8 @@ pub(super) struct Feed {
     log: Log,
     reader: Reader,
     ring: State,
-    /// That there is no ring was told; it is told once.
-    is_told: bool,
+    /// No ring can be made at the moment; told once.
+    is_stuck: bool,
     pairs: Vec<(u64, u128)>,
 }
 
@@ -38,7 +39,7 @@ enum State {
     Off,
     /// In use.
     On(Ring),
-    /// Could not be made or written; what is left of the last one, for its tags.
+    /// Is to be made anew, with the tags of the last one.
     Broken(Option<Ring>),
 }
 
@@ -47,18 +48,19 @@ impl Feed {
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, window: u64, log: Log, ring: Option<Ring>) -> Self {
         let ring = match ring {
             _ if window == 0 => State::Off,
-            Some(ring) if ring.window() == window => State::On(ring),
+            Some(ring) if ring.window() == window && ring.is_durable() => State::On(ring),
             old => State::Broken(old),
         };
         let reader = log.reader(log.first_offset());
-        Self { disk, dir, window, log, reader, ring, is_told: false, pairs: Vec::new() }
+        Self { disk, dir, window, log, reader, ring, is_stuck: false, pairs: Vec::new() }
     }
 
     /// Segments below this offset may go as far as duplicates are concerned.
     pub fn release_limit(&self) -> u64 {
         match &self.ring {
             State::On(ring) => ring.end(),
-            State::Off | State::Broken(_) => u64::MAX,
+            State::Broken(old) if !self.is_stuck => old.as_ref().map_or(0, Ring::end),
+            State::Broken(_) | State::Off => u64::MAX,
         }
     }
 
@@ -68,12 +70,18 @@ impl Feed {
             State::Off => false,
             State::Broken(old) => match self.make(old.as_ref()) {
                 Ok(ring) => {
-                    self.is_told = false;
+                    self.is_stuck = false;
                     self.ring = State::On(ring);
                     true
                 }
                 Err(error) => {
-                    self.tell(&error);
+                    if !std::mem::replace(&mut self.is_stuck, true) {
+                        tracing::warn!(
+                            %error,
+                            "no dedupe ring can be made, another try follows; until then duplicates of \
+                             freed events are not recognised after a restart"
+                        );
+                    }
                     self.ring = State::Broken(old);
                     false
                 }
@@ -84,9 +92,9 @@ impl Feed {
                     more
                 }
                 Err(error) => {
-                    self.tell(&error);
+                    tracing::warn!(%error, "the dedupe ring failed; a new one is made");
                     self.ring = State::Broken(Some(ring));
-                    false
+                    true
                 }
             },
         }
@@ -100,16 +108,6 @@ impl Feed {
                 Some(_) => Ring::create(&self.disk, &self.dir, self.window, start, None),
                 None => Err(error),
             })
-    }
-
-    fn tell(&mut self, error: &io::Error) {
-        if !std::mem::replace(&mut self.is_told, true) {
-            tracing::warn!(
-                %error,
-                "there is no dedupe ring for now, another try follows; until then duplicates of freed \
-                 events are not recognised after a restart"
-            );
-        }
     }
 
     fn advance(&mut self, ring: &mut Ring) -> io::Result<bool> {

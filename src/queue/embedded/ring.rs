@@ -50,6 +50,7 @@ pub struct Ring {
     path: PathBuf,
     file: Box<dyn DiskFile>,
     header: Header,
+    is_durable: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +111,8 @@ impl Ring {
         }
         // What was read may be in the page cache only, left there by a process that was killed;
         // segments are freed on the strength of it, so it must be on the disk first.
-        file.sync_data()?;
-        Ok(Some(Self { path, file, header }))
+        let is_durable = file.sync_data().is_ok();
+        Ok(Some(Self { path, file, header, is_durable }))
     }
 
     /// Makes a new ring that replaces whatever is in `dir`, with everything `old` remembers as far
@@ -139,7 +140,8 @@ impl Ring {
         }
         let (start, end) = old.map_or((start, start), |old| (old.first(), old.header.end));
         let start = start.max(end.saturating_sub(window));
-        let ring = Self { path, file, header: Header { sequence: 1, window, start, end } };
+        let header = Header { sequence: 1, window, start, end };
+        let ring = Self { path, file, header, is_durable: true };
         if let Some(old) = old {
             old.read(start, |offset, tags| ring.write(offset, tags))?;
         }
@@ -153,6 +155,11 @@ impl Ring {
     /// How many offsets it remembers.
     pub fn window(&self) -> u64 {
         self.header.window
+    }
+
+    /// Whether what it says is on the disk for certain; if not, it is good for a copy only.
+    pub fn is_durable(&self) -> bool {
+        self.is_durable
     }
 
     /// The offset below which every tag is durable here.

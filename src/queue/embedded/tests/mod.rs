@@ -106,9 +106,14 @@ impl House {
 
     /// What the threads in the background would do until all is quiet.
     fn work(&mut self) {
+        self.try_work().expect("the disk works");
+    }
+
+    fn try_work(&mut self) -> Option<()> {
         while self.stock.step() == Step::Worked {}
-        while self.ledger.step().unwrap() {}
+        while self.ledger.step().ok()? {}
         while self.stock.step() == Step::Worked {}
+        Some(())
     }
 
     fn claim(&self, sink: SinkId, limit: ClaimLimit) -> Option<Claim> {
@@ -134,13 +139,17 @@ impl House {
     }
 
     /// An orderly stop.
-    fn close(mut self) {
+    fn close(self) {
+        self.try_close().expect("the disk works");
+    }
+
+    fn try_close(mut self) -> Option<()> {
         self.queue.begin_drain();
         self.queue.close_appends();
-        self.committer.commit_pending().unwrap();
-        self.committer.close().unwrap();
+        self.committer.commit_pending().ok()?;
+        self.committer.close().ok()?;
         self.queue.stop_background();
-        self.ledger.close().unwrap();
+        self.ledger.close().ok()
     }
 }
 
