@@ -361,6 +361,20 @@ fn a_failed_ledger_is_final_too() {
 }
 
 #[test]
+fn nothing_is_freed_before_its_checkpoint_is_durable() {
+    let (disk, mut house) = House::new();
+    for id in 0..40 {
+        house.accept(&[id]).unwrap();
+        house.work();
+    }
+    house.deliver_all(ARCHIVE);
+    disk.fail_sync(1, PagesAfter::Clean, Policy::Drop, Times::Once);
+    assert!(house.ledger.step().is_err());
+    let status = house.status();
+    assert_eq!((status.sinks[0].acked_offset, status.first_offset), (40, 0));
+}
+
+#[test]
 fn checkpoints_and_frees_go_on_while_the_disk_is_full() {
     let (disk, mut house) = House::new();
     let mut id = 0;
