@@ -2,21 +2,25 @@
 //!
 //! One task a connection, on the ingest runtime. Deadlines cost no timer per request: each
 //! connection has a [`Clock`] that says since when it is doing what, and the accept loop sweeps all
-//! clocks a few times a second. What hyper calls an error (a client that broke off, bytes that are
+//! clocks a few times a second. A connection that waits for its next request is *parked*: hyper's
+//! buffers are given up and only the socket is kept, so that ten thousand idle clients cost little.
+//! What hyper calls an error (a client that broke off, bytes that are
 //! no HTTP) ends this connection and nothing else.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::Edge;
 
@@ -57,6 +61,8 @@ pub struct Deadlines {
     pub idle: Duration,
     /// A body, from its header.
     pub body: Duration,
+    /// Between requests until the connection is parked.
+    pub park: Duration,
     /// Throwing away what a refused client still sends.
     pub linger: Duration,
 }
@@ -73,6 +79,7 @@ const OVERDUE_BODY: u8 = 1;
 const CLOSE: u8 = 2;
 const FINISH: u8 = 4;
 const LINGER: u8 = 8;
+const PARK: u8 = 16;
 
 /// Most bytes of a header; a larger one gets 431. Far beyond what events need, and small enough that
 /// ten thousand clients sending endless headers fit into memory.
@@ -88,6 +95,8 @@ pub struct Clock {
     word: AtomicU64,
     /// What the sweep asks of the connection.
     asked: AtomicU8,
+    /// Whether something was written after the last complete flush.
+    unflushed: AtomicBool,
     /// The connection's task. A task's waker is the same all its life, so it is stored once.
     waker: OnceLock<Waker>,
 }
@@ -99,6 +108,7 @@ impl Clock {
             began: Instant::now(),
             word: AtomicU64::new(0),
             asked: AtomicU8::new(0),
+            unflushed: AtomicBool::new(false),
             waker: OnceLock::new(),
         })
     }
@@ -157,71 +167,127 @@ impl Clock {
         // little time to one that does not take its last answer.
         let finishing = self.is_asked(FINISH);
         let word = self.word.load(Ordering::Relaxed);
-        let (limit, what) = match Phase::of(word) {
-            Phase::Header if finishing => (Duration::ZERO, CLOSE),
-            Phase::Idle if finishing => (deadlines.linger, CLOSE),
-            Phase::Header => (deadlines.header, CLOSE),
-            Phase::Idle => (deadlines.idle, CLOSE),
-            Phase::Body => (deadlines.body, OVERDUE_BODY),
-            Phase::Linger => (deadlines.linger, CLOSE),
-            Phase::Busy => return,
-        };
+        let idle = if finishing { deadlines.linger } else { deadlines.idle };
         let since = Duration::from_micros(word >> 3);
-        if self.began.elapsed() + ahead >= since + limit {
-            self.ask(what);
+        let is_due = |limit| self.began.elapsed() + ahead >= since + limit;
+        match Phase::of(word) {
+            Phase::Header if finishing || is_due(deadlines.header) => self.ask(CLOSE),
+            Phase::Idle if is_due(idle) => self.ask(CLOSE),
+            Phase::Idle if is_due(deadlines.park) => self.ask(PARK),
+            Phase::Body if is_due(deadlines.body) => self.ask(OVERDUE_BODY),
+            Phase::Linger if is_due(deadlines.linger) => self.ask(CLOSE),
+            Phase::Header | Phase::Idle | Phase::Body | Phase::Busy | Phase::Linger => {}
         }
     }
 }
 
+/// A stream that can be waited for without a buffer to read into.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Ready when there is something to read, the end included.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Socket for TcpStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+}
+
+impl Socket for UnixStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+}
+
 /// Serves one connection to its end.
-pub async fn serve<S>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let io = TokioIo::new(Watched { stream, clock: clock.clone() });
-    let service = service_fn({
-        let clock = clock.clone();
-        move |request| {
-            let (edge, clock) = (edge.clone(), clock.clone());
-            async move {
-                clock.enter(Phase::Busy);
-                let answer = edge.answer(request, &clock).await;
-                clock.enter(Phase::Idle);
-                answer
+pub async fn serve<S: Socket>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
+    let mut parked = Watched { stream, clock: clock.clone(), ahead: Bytes::new() };
+    loop {
+        let wanted = poll_fn(|cx| {
+            clock.waker.get_or_init(|| cx.waker().clone());
+            if clock.is_asked(CLOSE | FINISH) {
+                return Poll::Ready(false);
             }
+            if !parked.ahead.is_empty() {
+                return Poll::Ready(true);
+            }
+            parked.stream.poll_readable(cx).map(|ready| ready.is_ok())
+        });
+        if !wanted.await {
+            return;
+        }
+        clock.asked.fetch_and(!PARK, Ordering::Relaxed);
+        // Boxed, so that a parked connection does not carry the room for an active one.
+        match Box::pin(drive(parked, &clock, &edge)).await {
+            Some(idle) => parked = idle,
+            None => return,
+        }
+    }
+}
+
+/// Lets hyper serve the connection until it ends (`None`) or is to be parked.
+async fn drive<S: Socket>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edge>) -> Option<Watched<S>> {
+    let service = service_fn(move |request| {
+        let (edge, clock) = (edge.clone(), clock.clone());
+        async move {
+            clock.enter(Phase::Busy);
+            let answer = edge.answer(request, &clock).await;
+            clock.enter(Phase::Idle);
+            answer
         }
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         // The clock does this for less than a timer a request.
         .header_read_timeout(None)
         .max_header_size(MAX_HEADER_BYTES)
         // A client may end its side after its request and still wants the answer.
         .half_close(true)
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
+        .serve_connection(TokioIo::new(stream), service);
     let mut finishing = false;
-    poll_fn(|cx| {
-        clock.waker.get_or_init(|| cx.waker().clone());
+    let parks = poll_fn(|cx| {
         if clock.is_asked(CLOSE) {
-            return Poll::Ready(());
+            return Poll::Ready(false);
         }
         if !finishing && clock.is_asked(FINISH) {
             finishing = true;
-            connection.as_mut().graceful_shutdown();
+            Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.as_mut().poll(cx).map(|ended| {
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended early");
             }
-        })
+            return Poll::Ready(false);
+        }
+        if !clock.is_asked(PARK) {
+            return Poll::Pending;
+        }
+        // Each poll ends with a flush, so nothing of the last answer is left unless the client does
+        // not take it.
+        if clock.phase() == Phase::Idle && !finishing && !clock.unflushed.load(Ordering::Relaxed) {
+            return Poll::Ready(true);
+        }
+        clock.asked.fetch_and(!PARK, Ordering::Relaxed); // not idle after all
+        Poll::Pending
     })
     .await;
+    if !parks {
+        return None;
+    }
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner();
+    if !parts.read_buf.is_empty() {
+        clock.enter(Phase::Header); // the next one has begun to arrive behind the last
+    }
+    stream.ahead = parts.read_buf;
+    Some(stream)
 }
 
 /// A stream that tells its clock about first bytes, and that lingers when it is shut down.
 struct Watched<S> {
     stream: S,
     clock: Arc<Clock>,
+    /// Bytes already read, given out first.
+    ahead: Bytes,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -230,6 +296,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let len = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before && self.clock.phase() == Phase::Idle {
@@ -241,6 +312,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.clock.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -249,6 +321,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.clock.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -257,7 +330,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.clock.unflushed.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -255,6 +255,9 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 /// A refused client gets this long to see its answer (less, if bodies get less).
 const LINGER: Duration = Duration::from_secs(5);
 
+/// A connection without a request for this long gives up its buffers.
+const PARK: Duration = Duration::from_secs(2);
+
 /// Accepts and serves connections until `shutdown` resolves; then refuses new requests, lets those
 /// under way finish, closes every connection and returns. Dropping the future closes them at once.
 pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: impl Future<Output = ()>) {
@@ -263,6 +266,7 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
         header: http.header_timeout,
         idle: http.idle_timeout,
         body: http.body_timeout,
+        park: PARK.min(http.idle_timeout / 4),
         linger: LINGER.min(http.body_timeout),
     };
     let full = Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire();

@@ -795,3 +795,43 @@ async fn the_only_event_of_a_batch_is_named_too() {
     }
     assert_eq!(running.texts(), [event, event]);
 }
+
+#[tokio::test]
+async fn an_idle_connection_gives_up_its_buffers_and_serves_on() {
+    let running = start(|_| {}).await;
+    let edge = Arc::new(Edge {
+        app: running.app.clone(),
+        limits: Limits::of(&Config::default()),
+        event_limits: EventLimits { max_event: 1000, max_batch: 1000 },
+        budget: Budget::new(1000),
+        router: axum::Router::new(),
+    });
+    let parked = Arc::strong_count(&edge) + 1;
+    let long = Duration::from_secs(60);
+    let now = Deadlines { header: long, idle: long, body: long, linger: long, park: Duration::ZERO };
+    let (clock, listener) =
+        (Clock::begin(), Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap());
+    let Listener::Tcp(tcp) = &listener else { unreachable!() };
+    let stream = TcpStream::connect(tcp.local_addr().unwrap()).await.unwrap();
+    let Stream::Tcp(accepted) = listener.accept().await.unwrap() else { unreachable!() };
+    let task = tokio::spawn(connection::serve(accepted, clock.clone(), edge.clone()));
+    let mut client = Client { stream, buffer: Vec::new() };
+    // Half a request behind a whole one is kept over the parking.
+    for half in [0, 1, 40] {
+        let next = post(JSON, "2");
+        client.send([&post(JSON, "1"), &next[..half]].concat()).await;
+        assert_eq!(client.reply().await.status, 202);
+        clock.sweep(&now, Duration::ZERO);
+        in_time(async {
+            while half == 0 && Arc::strong_count(&edge) > parked {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        client.send(&next[half..]).await;
+        assert_eq!(client.reply().await.status, 202);
+    }
+    assert_eq!(running.texts().len(), 6);
+    drop(client);
+    in_time(task).await.unwrap();
+}
