@@ -258,9 +258,8 @@ impl Cursor {
         let Some(mut inside) = self.inside.take() else { return Ok(true) };
         let frame = inside.frame.clone();
         let mut goes_on = true;
-        for (offset, entry) in
-            (frame.header.base..).zip(frame::entries(&frame.header, &frame.prefix)).skip(inside.index)
-        {
+        let entries = frame::entries_from(&frame.header, &frame.prefix, inside.index);
+        for (offset, entry) in (self.next..).zip(entries) {
             let len = entry.len as usize;
             let has_records = !piece.records.is_empty();
             let too_much = piece.records.len() >= max || (len > *bytes_left && has_records);

@@ -215,8 +215,18 @@ pub fn check_prefix(header: &Header, bytes: &[u8]) -> bool {
 
 /// The table's entries. `prefix` holds at least [`Header::prefix_bytes`] bytes.
 pub fn entries<'a>(header: &Header, prefix: &'a [u8]) -> impl ExactSizeIterator<Item = Entry> + 'a {
+    entries_from(header, prefix, 0)
+}
+
+/// The table's entries from the `first` one on, without passing those before it.
+pub fn entries_from<'a>(
+    header: &Header,
+    prefix: &'a [u8],
+    first: usize,
+) -> impl ExactSizeIterator<Item = Entry> + 'a {
     let end = header.prefix_bytes() as usize;
-    prefix[HEADER_BYTES..end].chunks_exact(ENTRY_BYTES).map(|entry| Entry {
+    let start = (HEADER_BYTES + ENTRY_BYTES * first).min(end);
+    prefix[start..end].chunks_exact(ENTRY_BYTES).map(|entry| Entry {
         tag: u128::from_le_bytes(*entry.first_chunk().expect("an entry has 24 bytes")),
         len: u32_at(entry, 16),
         crc: u32_at(entry, 20),

@@ -209,3 +209,135 @@ enum Visit {
     /// The file is gone or will not open; its offsets were passed.
     Unreadable(Arc<Segment>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::Record;
+    use super::super::writer::tests::entropy;
+    use super::super::{Options, Recovered, Step, Stream, recover};
+    use super::*;
+    use crate::disk::simulated::SimulatedDisk;
+
+    /// A log with frames of very different sizes, some far larger than one read.
+    fn log() -> (Recovered, Vec<Vec<u8>>) {
+        let options = Options {
+            dir: "/data/wal".into(),
+            quarantine_dir: "/data/quarantine".into(),
+            stream: Stream::Events,
+            segment_bytes: 2 << 20,
+            budget_bytes: 20 << 20,
+            spares: 1,
+            min_free_disk_bytes: 0,
+        };
+        let disk = SimulatedDisk::new(1);
+        let mut recovered = recover(Arc::new(disk), options, 0, entropy(1), 0).expect("it opens");
+        let mut written = Vec::new();
+        for (count, len) in
+            [(1, 10), (4000, 300), (1, 0), (3, 400_000), (2000, 0), (50, 90), (1, 1_900_000), (7, 7)]
+        {
+            while recovered.stock.step() == Step::Worked {}
+            let records: Vec<Vec<u8>> = (0..count).map(|i| vec![(i % 251) as u8; len + i % 3]).collect();
+            append(&mut recovered, &records);
+            written.extend(records);
+        }
+        (recovered, written)
+    }
+
+    fn append(recovered: &mut Recovered, records: &[Vec<u8>]) {
+        let records = records.iter().map(|bytes| Record {
+            tag: bytes.len() as u128 + 1,
+            crc: crc32fast::hash(bytes),
+            bytes,
+        });
+        recovered.writer.append(5, records).expect("there is room");
+        recovered.writer.commit().expect("the disk works");
+    }
+
+    #[test]
+    fn any_measure_gives_every_record_once_and_stops_inside_frames() {
+        let (recovered, written) = log();
+        for (max_records, max_bytes) in
+            [(1, 1 << 20), (7, 0), (1000, 5000), (3999, 1 << 20), (1 << 20, 64 << 20)]
+        {
+            let mut reader = recovered.log.reader(0);
+            let mut next = 0;
+            loop {
+                let chunk = reader.read(max_records, max_bytes).expect("it reads");
+                if chunk.range.is_empty() {
+                    break;
+                }
+                assert!(
+                    chunk.records.len() <= max_records && chunk.voids.is_empty() && chunk.damage.is_empty()
+                );
+                let bytes: usize = chunk.records.iter().map(|record| record.len as usize).sum();
+                let first = chunk.records.first().map_or(0, |record| record.len as usize);
+                assert!(bytes <= max_bytes.max(first), "{bytes} of {max_bytes}");
+                for record in &chunk.records {
+                    assert_eq!(record.offset, next);
+                    assert_eq!(chunk.bytes(record), written[next as usize]);
+                    next += 1;
+                }
+                assert_eq!(chunk.range.end, next);
+            }
+            assert_eq!(next, written.len() as u64, "{max_records} records, {max_bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_reader_begins_at_any_offset_and_may_go_back() {
+        let (recovered, written) = log();
+        let mut reader = recovered.log.reader(0);
+        for offset in (0..written.len() as u64).step_by(61).chain([3, 4001, 4002, 1, 0]) {
+            reader.seek(offset);
+            let chunk = reader.read(3, 1 << 20).expect("it reads");
+            assert_eq!(chunk.records.first().map(|record| record.offset), Some(offset));
+            assert_eq!(chunk.bytes(&chunk.records[0]), written[offset as usize]);
+        }
+    }
+
+    #[test]
+    fn tags_are_read_without_records_from_any_offset_on() {
+        let (recovered, written) = log();
+        for from in [0, 17, 4001, written.len() as u64 - 1] {
+            let mut reader = recovered.log.reader(from);
+            let mut tags = Vec::new();
+            while reader.read_tags(100, &mut tags).expect("it reads") > 0 {}
+            let expected = (from..)
+                .zip(&written[from as usize..])
+                .map(|(offset, bytes)| (offset, bytes.len() as u128 + 1));
+            assert!(tags.iter().copied().eq(expected), "from {from}");
+        }
+    }
+
+    #[test]
+    fn a_reader_at_the_end_sees_each_commit_and_nothing_before_it() {
+        let (mut recovered, written) = log();
+        let mut reader = recovered.log.reader(written.len() as u64);
+        for i in 0..200usize {
+            assert!(reader.read(10, 1000).expect("it reads").range.is_empty());
+            while recovered.stock.step() == Step::Worked {}
+            let record = vec![i as u8; i * 97];
+            append(&mut recovered, std::slice::from_ref(&record));
+            let chunk = reader.read(10, 1000).expect("it reads");
+            assert_eq!((chunk.records.len(), chunk.bytes(&chunk.records[0])), (1, &record[..]));
+            if i % 50 == 0 {
+                recovered.writer.mark_idle().expect("the disk works");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_released_is_said_to_be_so() {
+        let (recovered, written) = log();
+        let mut reader = recovered.log.reader(0);
+        recovered.log.release_below(written.len() as u64);
+        let first = recovered.log.first_offset();
+        assert!(first > 0);
+        match reader.read(1, 1) {
+            Err(ReadError::Released { first_offset }) => assert_eq!(first_offset, first),
+            other => panic!("{other:?}"),
+        }
+        reader.seek(first);
+        assert_eq!(reader.read(1, 1).expect("it reads").records[0].offset, first);
+    }
+}

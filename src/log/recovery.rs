@@ -324,11 +324,12 @@ enum Plan {
 
 fn plan(disk: &dyn Disk, options: &Options, survey: &Survey, verdict: &Verdict) -> Plan {
     let Some(last) = survey.last() else { return Plan::Begin };
-    if verdict.is_clean && last.len >= last.header.size {
-        if let Ok(file) = disk.open(&last.path, Access::ReadWrite) {
-            let position = verdict.scan.position;
-            return Plan::Resume(Resume { file: file.into(), position, is_marked_clean: true });
-        }
+    if verdict.is_clean
+        && last.len >= last.header.size
+        && let Ok(file) = disk.open(&last.path, Access::ReadWrite)
+    {
+        let position = verdict.scan.position;
+        return Plan::Resume(Resume { file: file.into(), position, is_marked_clean: true });
     }
     let scan = &verdict.scan;
     if scan.end < verdict.next || scan.end == last.header.base {

@@ -56,7 +56,7 @@ pub(super) fn mend(bytes: &[u8], plausible: impl Fn(&Header) -> bool) -> Option<
         for flip in 1..=255u8 {
             let mut fixed_head = *head;
             fixed_head[at] ^= flip;
-            let Some(header) = frame::peek(&fixed_head) else { return None };
+            let header = frame::peek(&fixed_head)?;
             let len = prefix_len(header.records);
             if len > bytes.len() || !plausible(&header) || !lengths_agree(&header, &bytes[..len]) {
                 continue;
