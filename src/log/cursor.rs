@@ -225,8 +225,10 @@ impl Cursor {
         match frame {
             Some(frame) if frame.header.base < bounds.until => {
                 let to = frame.header.base.max(self.next);
-                let reason = DAMAGED_FRAMES;
-                self.miss(gap.bytes, to, bounds, piece, reason);
+                // Zeros without an offset missing are what is left beside a void written in place.
+                if to > self.next || gap.non_zero > 0 {
+                    self.miss(gap.bytes, to, bounds, piece, DAMAGED_FRAMES);
+                }
                 self.position = frame.position;
             }
             _ => {

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Inventory, Resume, capacity};
-use super::frame::{self, ENTRY_BYTES, Kind, Record};
+use super::frame::{self, ENTRY_BYTES, Header, Kind, Record};
 use super::handle::assemble;
 use super::quarantine::{self, TORN_TAIL_BYTES};
 use super::scan::{DAMAGED_FRAMES, ENDS_EARLY, Expect, FrameAt, Item, LOST_HEADER, Loss, Scan, UNREADABLE};
@@ -453,15 +453,44 @@ impl Beginning<'_> {
 
     /// Writes every frame beyond E over itself. If a sync has failed before, the page cache may show
     /// bytes that are not on the disk and that it takes for clean: a sync alone would bring nothing there.
+    ///
+    /// Where a void stands before such a frame, it is written down in its place, as it would be in a
+    /// new segment: once E has moved on it could not be told from damage.
     fn write_again(&self, last: &Found, file: &dyn DiskFile) -> io::Result<()> {
+        let Verdict { durable, ref scan, .. } = *self.verdict;
+        let void = |bytes: Range<u64>, void: Range<u64>| {
+            let mut frame = Vec::new();
+            frame::encode(
+                &mut frame,
+                &Header::void(last.header.salt, void.clone(), durable),
+                std::iter::empty(),
+            );
+            if void.is_empty() || bytes.end - bytes.start < frame.len() as u64 {
+                return Ok(()); // no frame ever stood there
+            }
+            frame.resize((bytes.end - bytes.start) as usize, 0);
+            file.write_all_at(&frame, bytes.start)
+        };
         let mut walk = walk(self.disk, last)?;
         while let Some(item) = walk.next()? {
-            let Item::Frame(frame, _) = item else { continue };
-            if frame.header.next_offset() > self.verdict.durable && frame.is_whole(&mut walk.window)? {
-                let shown = walk.window.share(frame.position, frame.header.frame_bytes() as usize)?;
-                let mut bytes = shown.to_vec();
-                bytes[..frame.prefix.len()].copy_from_slice(&frame.prefix);
-                file.write_all_at(&bytes, frame.position)?;
+            match item {
+                Item::Frame(frame, _) if frame.header.next_offset() <= durable => {}
+                Item::Frame(frame, _) if frame.is_whole(&mut walk.window)? => {
+                    let shown = walk.window.share(frame.position, frame.header.frame_bytes() as usize)?;
+                    let mut bytes = shown.to_vec();
+                    bytes[..frame.prefix.len()].copy_from_slice(&frame.prefix);
+                    file.write_all_at(&bytes, frame.position)?;
+                }
+                Item::Frame(frame, _) => {
+                    let offsets = frame.header.offsets();
+                    if offsets.start >= durable && offsets.end <= scan.end {
+                        void(frame.position..frame.end(), offsets)?;
+                    }
+                }
+                Item::Gap(gap) if gap.offsets.start >= durable && gap.offsets.end <= scan.end => {
+                    void(gap.bytes, gap.offsets)?;
+                }
+                Item::Gap(_) | Item::Tail(_) => {}
             }
         }
         Ok(())
