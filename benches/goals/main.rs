@@ -2,7 +2,7 @@
 //!
 //! Machines and hours differ by a factor of two, so no absolute figure means anything; what is compared
 //! is measured in turns, round after round, and the median of the rounds' ratios is printed.
-//! `EVENTFLOW_BENCH_SECONDS` (default 180) is about how long it may take; `EVENTFLOW_BENCH_DIR` is
+//! `EVENTFLOW_BENCH_SECONDS` (default 150) is about how long it may take; `EVENTFLOW_BENCH_DIR` is
 //! where it writes (default: the build's temporary directory, so that it is a disk and no tmpfs).
 
 mod floor;
@@ -71,7 +71,7 @@ fn main() {
         println!("figures of a debug build say nothing; run `cargo bench`");
         return;
     }
-    let seconds = std::env::var("EVENTFLOW_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(180.0);
+    let seconds = std::env::var("EVENTFLOW_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(150.0);
     let place =
         std::env::var_os("EVENTFLOW_BENCH_DIR").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     let folder = tempfile::tempdir_in(place).expect("a writable folder");
