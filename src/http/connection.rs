@@ -20,7 +20,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
 use super::Edge;
 
@@ -181,26 +180,13 @@ impl Clock {
     }
 }
 
-/// A stream that can be waited for without a buffer to read into.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Ready when there is something to read, the end included.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-}
+/// What a connection needs of its socket.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-impl Socket for TcpStream {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
-    }
-}
-
-impl Socket for UnixStream {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
-    }
-}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
 /// Serves one connection to its end.
-pub async fn serve<S: Socket>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
+pub async fn serve<S: Stream>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
     let mut parked = Watched { stream, clock: clock.clone(), ahead: Bytes::new() };
     loop {
         let wanted = poll_fn(|cx| {
@@ -208,10 +194,7 @@ pub async fn serve<S: Socket>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
             if clock.is_asked(CLOSE | FINISH) {
                 return Poll::Ready(false);
             }
-            if !parked.ahead.is_empty() {
-                return Poll::Ready(true);
-            }
-            parked.stream.poll_readable(cx).map(|ready| ready.is_ok())
+            parked.poll_first_bytes(cx)
         });
         if !wanted.await {
             return;
@@ -226,7 +209,7 @@ pub async fn serve<S: Socket>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
 }
 
 /// Lets hyper serve the connection until it ends (`None`) or is to be parked.
-async fn drive<S: Socket>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edge>) -> Option<Watched<S>> {
+async fn drive<S: Stream>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edge>) -> Option<Watched<S>> {
     let service = service_fn(move |request| {
         let (edge, clock) = (edge.clone(), clock.clone());
         async move {
@@ -288,6 +271,20 @@ struct Watched<S> {
     clock: Arc<Clock>,
     /// Bytes already read, given out first.
     ahead: Bytes,
+}
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Waits for bytes with nothing but the stack to read them into; false when none will come.
+    fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(true);
+        }
+        let mut first = [0u8; 1024];
+        let mut buf = ReadBuf::new(&mut first);
+        let read = ready!(Pin::new(&mut *self).poll_read(cx, &mut buf));
+        self.ahead = Bytes::copy_from_slice(buf.filled());
+        Poll::Ready(read.is_ok() && !self.ahead.is_empty())
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {

@@ -256,7 +256,7 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection without a request for this long gives up its buffers.
-const PARK: Duration = Duration::from_secs(2);
+const PARK: Duration = Duration::from_millis(500);
 
 /// Accepts and serves connections until `shutdown` resolves; then refuses new requests, lets those
 /// under way finish, closes every connection and returns. Dropping the future closes them at once.
