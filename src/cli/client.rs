@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, count, print};
 
 /// Where the daemon is.
 #[derive(Debug, Args)]
@@ -161,18 +161,18 @@ fn table(status: &Status) -> String {
     let used = (wal.bytes as f64 / wal.budget_bytes.max(1) as f64) * 100.0;
     let _ = writeln!(
         out,
-        "log  offsets {}..{}  {} of {} ({used:.0} %)  {} segments",
+        "log  offsets {}..{}  {} of {} ({used:.0} %)  {}",
         wal.first_offset,
         wal.next_offset,
         bytesize::ByteSize(wal.bytes),
         bytesize::ByteSize(wal.budget_bytes),
-        wal.segments
+        count(wal.segments, "segment")
     );
     if wal.damaged_ranges > 0 {
         let _ = writeln!(
             out,
-            "{BAD}{} damaged ranges{BAD:#}: `eventflow wal verify` lists them",
-            wal.damaged_ranges
+            "{BAD}{}{BAD:#} found so far: `eventflow wal verify` lists what is still in the log",
+            count(wal.damaged_ranges, "damaged range")
         );
     }
     let _ = writeln!(out);

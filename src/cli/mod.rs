@@ -235,9 +235,20 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// A number with its noun: `1 segment`, `2 segments`.
+fn count(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "event")), ["0 events", "1 event", "2 events"]);
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

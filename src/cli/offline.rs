@@ -11,10 +11,11 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{ConfigArgs, Exit, Failure, print};
+use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::disk::RealDisk;
 use crate::log::inspect::{Depth, Inspection, SegmentInfo, inspect};
 use crate::log::{Damage, Stream};
+use crate::queue::embedded::known_durable;
 
 /// `eventflow wal …`
 #[derive(Debug, Subcommand)]
@@ -49,15 +50,24 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
         WalVerb::Inspect(args) => (args, Depth::Headers),
         WalVerb::Verify(args) => (args, Depth::Everything),
     };
-    let dir = args.config.load(None)?.data_dir.join("wal");
+    let config = args.config.load(None)?;
+    let dir = config.data_dir.join("wal");
     if !dir.is_dir() {
         let dir = dir.display();
         return Err(Failure::failed(format_args!(
             "there is no log in {dir}; `--data-dir` says where to look"
         )));
     }
+    let disk = RealDisk::default();
+    // Before the log is looked at: a running daemon goes on, and what it knows later is no loss now.
+    let known_durable = known_durable(&disk, &config).unwrap_or_else(|error| {
+        eprintln!(
+            "eventflow: the ledger cannot be read ({error}); a lost end that only it knows of is not seen"
+        );
+        0
+    });
     let bar = progress();
-    let found = inspect(&RealDisk::default(), &dir, Stream::Events, depth, &mut |done, of| {
+    let found = inspect(&disk, &dir, Stream::Events, depth, known_durable, &mut |done, of| {
         bar.set_length(of);
         bar.set_position(done);
     });
@@ -122,11 +132,11 @@ fn summary(found: &Inspection) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "offsets {}..{} in {} segments, {} spares; durable below {}",
+        "offsets {}..{} in {}, {}; durable below {}",
         found.first_offset,
         found.next_offset,
-        found.segments.len(),
-        found.spares,
+        count(found.segments.len() as u64, "segment"),
+        count(found.spares, "spare"),
         found.known_durable
     );
     for void in &found.voids {
@@ -136,10 +146,10 @@ fn summary(found: &Inspection) -> String {
     if let Some(tail) = &found.torn_tail {
         let _ = writeln!(
             out,
-            "torn tail: {} from byte {} on, {} bytes that are not zero; nothing there was acknowledged",
+            "torn tail: {} from byte {} on, {} not zero; nothing there was acknowledged",
             tail.file.display(),
             tail.position,
-            tail.non_zero_bytes
+            count(tail.non_zero_bytes, "byte")
         );
     }
     for name in &found.foreign {

@@ -27,7 +27,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::client::{self, UrlArgs};
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, count, print};
 
 /// A batch is posted when it has this many bytes, whatever `--batch` says.
 const BATCH_BYTES: usize = 4 << 20;
@@ -426,8 +426,11 @@ impl Sender<'_> {
         };
         let per_second = tally.accepted as f64 / tally.seconds.max(1e-6);
         eprintln!(
-            "{} accepted, {} duplicates, {} refused; {offsets}; {:.2} s ({per_second:.0} events/s)",
-            tally.accepted, tally.duplicates, tally.refused, tally.seconds
+            "{} accepted, {}, {} refused; {offsets}; {:.2} s ({per_second:.0} events/s)",
+            tally.accepted,
+            count(tally.duplicates, "duplicate"),
+            tally.refused,
+            tally.seconds
         );
         if self.args.json {
             let line = serde_json::to_string(tally).map_err(Failure::failed)?;

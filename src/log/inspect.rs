@@ -1,7 +1,7 @@
 //! A read-only look at a log's directory, live or stopped, for `wal inspect` and `wal verify`.
 //!
 //! On the caller's thread, without a lock, without writing. Judges as recovery does, by E as far as
-//! the log itself tells it. A running daemon releases segments and writes while this looks: a segment
+//! the log itself and the caller tell it. A running daemon releases segments and writes while this looks: a segment
 //! that is no longer what it was is left out, and damage in the last one counts when it is there at a
 //! second look.
 
@@ -38,7 +38,7 @@ pub struct Inspection {
     pub first_offset: u64,
     /// The offset after the last intact record.
     pub next_offset: u64,
-    /// E: every offset below it was synced, for all the log itself knows.
+    /// E: every offset below it was synced, for all that is known.
     pub known_durable: u64,
     /// Offsets without a record that nobody was promised.
     pub voids: Vec<Range<u64>>,
@@ -71,19 +71,21 @@ pub struct SegmentInfo {
     pub records: Option<u64>,
 }
 
-/// Looks at the log in `dir` without changing anything. `progress` is told how many bytes were
-/// read, out of how many.
+/// Looks at the log in `dir` without changing anything. `known_durable` is what is known about E from
+/// elsewhere, 0 if nothing; of a running log it must have been learned before. `progress` is told how
+/// many bytes were read, out of how many.
 pub fn inspect(
     disk: &dyn Disk,
     dir: &Path,
     stream: Stream,
     depth: Depth,
+    known_durable: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inspection, LogError> {
     let survey = Survey::new(disk, dir, stream, 0)?;
     let mut found = Inspection {
         spares: survey.spares.len() as u64,
-        known_durable: survey.durable(),
+        known_durable: survey.durable().max(known_durable),
         foreign: survey.foreign.iter().map(|foreign| foreign.name.clone()).collect(),
         ..Inspection::default()
     };
@@ -208,14 +210,20 @@ fn damage(file: &Path, loss: Loss) -> Damage {
 #[cfg(test)]
 mod tests {
     use super::super::recovery::tests::{End, dir, disk_with_log, segment_files, used};
+    use super::super::segment::DATA_START;
     use super::*;
     use crate::disk::SimulatedDisk;
 
     fn look(disk: &SimulatedDisk) -> Inspection {
+        look_knowing(disk, 0)
+    }
+
+    fn look_knowing(disk: &SimulatedDisk, known: u64) -> Inspection {
         let before = (disk.operations(), disk.files());
         let mut told = Vec::new();
-        let found =
-            inspect(disk, &dir(), Stream::Events, Depth::Everything, &mut |done, of| told.push((done, of)));
+        let found = inspect(disk, &dir(), Stream::Events, Depth::Everything, known, &mut |done, of| {
+            told.push((done, of))
+        });
         assert_eq!((disk.operations(), disk.files()), before, "nothing is written");
         let (done, of) = *told.last().expect("progress is told");
         assert_eq!(done, of);
@@ -236,7 +244,7 @@ mod tests {
             let records: u64 = found.segments.iter().filter_map(|segment| segment.records).sum();
             assert_eq!((found.segments.len(), records), (3, written.len() as u64));
             let headers =
-                inspect(&disk, &dir(), Stream::Events, Depth::Headers, &mut |_, _| {}).expect("it can");
+                inspect(&disk, &dir(), Stream::Events, Depth::Headers, 0, &mut |_, _| {}).expect("it can");
             let ends =
                 |found: &Inspection| found.segments.iter().map(|s| (s.base, s.end)).collect::<Vec<_>>();
             assert_eq!(ends(&headers), ends(&look(&disk)));
@@ -275,5 +283,19 @@ mod tests {
         let damage = look(&cut).damage;
         assert_eq!(lost(&damage), [(0, bases[1])]);
         assert_eq!(look(&disk).next_offset, written.len() as u64);
+    }
+
+    #[test]
+    fn a_tail_that_is_lost_without_a_trace_is_told_to_who_knows_of_it_from_elsewhere() {
+        let (disk, written) = disk_with_log(End::Killed);
+        let last = segment_files(&disk).pop().unwrap();
+        let zeros = vec![0; (used(&disk, &last) - DATA_START) as usize];
+        disk.overwrite(&last, DATA_START, &zeros).unwrap();
+        let found = look(&disk);
+        assert_eq!(found.damage, []);
+        let all = written.len() as u64;
+        let known = look_knowing(&disk, all);
+        assert_eq!(lost(&known.damage), [(found.next_offset, all)]);
+        assert_eq!((known.next_offset, known.known_durable), (all, all));
     }
 }

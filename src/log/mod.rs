@@ -144,7 +144,7 @@ impl Stream {
 /// Where a log lives and what it may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The directory of its segments; nobody else's files belong there.
+    /// The directory of its segments; beside `owners_files` nobody else's files belong there.
     pub dir: PathBuf,
     /// Where copies of damaged bytes go.
     pub quarantine_dir: PathBuf,
@@ -159,4 +159,6 @@ pub struct Options {
     pub spares: u32,
     /// Room left to others on the disk: no file is made that would take it below this.
     pub min_free_disk_bytes: u64,
+    /// Names in `dir` that are files of the log's owner, and nothing to wonder about.
+    pub owners_files: &'static [&'static str],
 }

@@ -60,6 +60,11 @@ impl<'a> OfflineReader<'a> {
         Err(LogError::Failed(format!("the log in {} changes faster than it can be looked at", dir.display())))
     }
 
+    /// The oldest offset there was when it was opened.
+    pub fn first_offset(&self) -> u64 {
+        self.survey.segments.first().map_or(self.end(), |first| first.header.base)
+    }
+
     /// The offset after the last record.
     pub fn end(&self) -> u64 {
         self.last.as_ref().map_or(0, |(_, scan)| scan.end)
@@ -75,8 +80,7 @@ impl<'a> OfflineReader<'a> {
             }
             let index = self.survey.segments.partition_point(|found| found.header.base <= from);
             let Some(index) = index.checked_sub(1) else {
-                let first_offset = self.survey.segments.first().map_or(self.end(), |first| first.header.base);
-                return Err(ReadError::Released { first_offset });
+                return Err(ReadError::Released { first_offset: self.first_offset() });
             };
             let found = self.survey.segments[index].clone();
             match self.look(&found, index, from, measure)? {
@@ -169,6 +173,7 @@ mod tests {
             budget_bytes: 160 << 10,
             spares: 1,
             min_free_disk_bytes: 0,
+            owners_files: &[],
         }
     }
 

@@ -30,6 +30,7 @@ fn options() -> Options {
         budget_bytes: SEGMENTS * SEGMENT_BYTES,
         spares: 1,
         min_free_disk_bytes: 0,
+        owners_files: &[],
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) fn tell(
         lost = damage.lost.end - damage.lost.start,
         quarantined = damage.quarantined.as_ref().map(|path| path.display().to_string()),
         reason = damage.reason,
-        "damage in the log"
+        "damage in the log; everything intact around it is kept"
     );
     (damage, kept)
 }

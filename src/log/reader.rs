@@ -228,6 +228,7 @@ mod tests {
             budget_bytes: 20 << 20,
             spares: 1,
             min_free_disk_bytes: 0,
+            owners_files: &[],
         };
         let disk = SimulatedDisk::new(1);
         let mut recovered = recover(Arc::new(disk), options, 0, entropy(1), 0).expect("it opens");

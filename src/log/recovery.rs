@@ -114,6 +114,7 @@ pub fn recover(
 ) -> Result<Recovered, LogError> {
     disk.create_dir_all(&options.dir).map_err(|e| LogError::io("creating", &options.dir, &e))?;
     let mut survey = Survey::new(&*disk, &options.dir, options.stream, options.segment_bytes)?;
+    survey.foreign.retain(|foreign| !options.owners_files.contains(&foreign.name.as_str()));
     if survey.put_names_right(&*disk, &options.dir) {
         sync_dir(&*disk, &options.dir)?;
     }
@@ -307,7 +308,7 @@ fn tell_torn_tail(disk: &dyn Disk, options: &Options, last: &Found, scan: &Scan)
         file = %last.path.display(),
         position,
         bytes = scan.tail.non_zero_end.saturating_sub(position),
-        "cut a torn tail that nobody was promised"
+        "a torn tail was cut; nothing in it was acknowledged"
     );
     TornTail { file: last.path.clone(), position, non_zero_bytes: scan.tail.non_zero, quarantined: copy.ok() }
 }

@@ -328,6 +328,25 @@ fn a_torn_tail_is_cut_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_tail_that_vanished_is_told_by_what_the_ledger_knows_of_it() {
+    let dir = folder();
+    let daemon = Daemon::start(dir.path(), TINY);
+    for n in 0..20 {
+        accepted(&mut daemon.client(), &n.to_string(), &format!("payload-of-{n}-"));
+    }
+    daemon.drained();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(verify(dir.path()).0, Some(0), "intact before");
+    // Zeros, as if nothing had ever been written: the log itself tells of no loss.
+    let (file, mut bytes, _) = find(dir.path(), "payload-of-19-");
+    bytes[4096..].fill(0);
+    std::fs::write(&file, &bytes).expect("writable");
+    let (code, report, said) = verify(dir.path());
+    assert_eq!(code, Some(5), "{said}");
+    assert_eq!(report["damage"][0]["lost"], json!([0, 20]), "{report}");
+}
+
+#[test]
 fn a_missing_segment_costs_its_own_events_and_is_told() {
     let dir = folder();
     let daemon = Daemon::start(dir.path(), TINY);

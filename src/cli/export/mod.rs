@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ConfigArgs, Exit, Failure};
+use super::{ConfigArgs, Exit, Failure, count};
 use crate::config::{Config, SinkKind};
 use crate::disk::RealDisk;
 use crate::log::{OfflineReader, Stream};
@@ -127,21 +127,25 @@ fn archive_of(config: &Config) -> PathBuf {
 fn report(tally: &Tally, to_file: bool) {
     let mut words = String::new();
     if to_file && tally.events > 0 {
-        words +=
-            &format!("{} events, offsets {} to {}\n", tally.events, tally.first_offset, tally.last_offset);
+        words += &format!(
+            "{}, offsets {} to {}\n",
+            count(tally.events, "event"),
+            tally.first_offset,
+            tally.last_offset
+        );
     } else if to_file {
         words += "no events in this range\n";
     }
     if tally.bad_lines > 0 {
         words += &format!(
-            "damaged: {} places in the archive hold no event, and the log does not have it either\n",
-            tally.bad_lines
+            "damaged: {} in the archive without the event, and the log does not have it either\n",
+            count(tally.bad_lines, "line")
         );
     }
     if tally.damaged_events > 0 {
         words += &format!(
-            "damaged: {} events in the log; `eventflow wal verify` says more\n",
-            tally.damaged_events
+            "damaged: {} in the log; `eventflow wal verify` says more\n",
+            count(tally.damaged_events, "event")
         );
     }
     let _ = io::stderr().write_all(words.as_bytes());

@@ -44,6 +44,7 @@ fn options() -> Options {
         budget_bytes: 20 * SEGMENT_BYTES,
         spares: 1,
         min_free_disk_bytes: 0,
+        owners_files: &[],
     }
 }
 

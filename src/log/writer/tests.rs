@@ -34,6 +34,7 @@ pub(in crate::log) fn options(segments: u64, spares: u32) -> Options {
         budget_bytes: segments * SEGMENT_BYTES,
         spares,
         min_free_disk_bytes: 0,
+        owners_files: &[],
     }
 }
 

@@ -26,6 +26,7 @@ mod commit;
 mod dedupe;
 mod feed;
 mod ledger;
+mod onlooker;
 mod open;
 mod ranges;
 mod ring;
@@ -49,6 +50,7 @@ use super::{
 
 pub use commit::{Committed, Committer};
 pub use ledger::{Clock, Ledger};
+pub use onlooker::known_durable;
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
 
 use ranges::RangeSet;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Config;
 use crate::disk::Disk;
-use crate::log::{self, Damage, Entropy, Log, LogError, ReadError, Recovered, Report, Stock, Stream};
+use crate::log::{self, Entropy, Log, LogError, ReadError, Recovered, Report, Stock, Stream};
 use crate::queue::{QueueError, SinkInfo};
 use crate::sink::Resume;
 
@@ -26,7 +26,7 @@ use super::dedupe::Dedupe;
 use super::feed::Feed;
 use super::ledger::{self, Clock, Ledger, Memory, Parts};
 use super::ranges::RangeSet;
-use super::ring::Ring;
+use super::ring::{self, Ring};
 use super::state::{Shared, SinkProgress, State};
 use super::window::Window;
 
@@ -84,7 +84,6 @@ pub fn open(
 
     let ledger = log::recover(disk.clone(), ledger_options(config), 0, share(&entropy), now)
         .map_err(OpenError::Ledger)?;
-    tell_recovery("ledger", &ledger.report);
     let (memory, left_out) = ledger::replay(&ledger.log).map_err(OpenError::Replay)?;
     let is_damaged = left_out > 0 || !ledger.report.damage.is_empty();
 
@@ -93,7 +92,6 @@ pub fn open(
     let known_durable = memory.durable_end.max(ring.as_ref().map_or(0, Ring::end));
     let wal = log::recover(disk.clone(), wal_options(config), known_durable, share(&entropy), now)
         .map_err(OpenError::Wal)?;
-    tell_recovery("wal", &wal.report);
 
     let dedupe = fill_window(&wal.log, config.wal.dedupe_window, ring.as_ref(), share(&entropy));
     let ledger_dir = ledger_options(config).dir;
@@ -139,6 +137,7 @@ pub fn wal_options(config: &Config) -> log::Options {
         budget_bytes: config.wal.budget_bytes,
         spares: config.wal.spares,
         min_free_disk_bytes: config.wal.min_free_disk_bytes,
+        owners_files: &[],
     }
 }
 
@@ -153,6 +152,7 @@ pub fn ledger_options(config: &Config) -> log::Options {
         budget_bytes: config.ledger.segment_bytes * LEDGER_SEGMENTS,
         spares: 1,
         min_free_disk_bytes: 0,
+        owners_files: &ring::NAMES,
     }
 }
 
@@ -164,38 +164,6 @@ fn quarantine_dir(config: &Config) -> PathBuf {
 fn share(entropy: &Arc<Mutex<Entropy>>) -> Entropy {
     let entropy = Arc::clone(entropy);
     Box::new(move || (entropy.lock().unwrap_or_else(PoisonError::into_inner))())
-}
-
-fn tell_recovery(log: &'static str, report: &Report) {
-    for damage in &report.damage {
-        tell_damage(log, damage);
-    }
-    if let Some(torn) = &report.torn_tail {
-        tracing::info!(
-            log,
-            file = %torn.file.display(),
-            position = torn.position,
-            bytes = torn.non_zero_bytes,
-            "a torn tail was cut; nothing in it was acknowledged"
-        );
-    }
-    for name in &report.foreign {
-        tracing::warn!(log, name, "a foreign file is ignored");
-    }
-}
-
-pub(super) fn tell_damage(log: &'static str, damage: &Damage) {
-    tracing::error!(
-        log,
-        file = %damage.file.display(),
-        from_byte = damage.bytes.start,
-        to_byte = damage.bytes.end,
-        first_lost = damage.lost.start,
-        lost = damage.lost.end.saturating_sub(damage.lost.start),
-        quarantined = damage.quarantined.as_ref().map(|path| tracing::field::display(path.display())),
-        reason = damage.reason,
-        "damage found; everything intact around it is delivered"
-    );
 }
 
 fn open_ring(disk: &dyn Disk, config: &Config) -> Option<Ring> {

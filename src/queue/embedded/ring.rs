@@ -43,6 +43,8 @@ const CHUNK_TAGS: u64 = 8192;
 /// The file's name in its directory.
 pub const FILE_NAME: &str = "dedupe.ring";
 const NEW_NAME: &str = "dedupe.ring.new";
+/// Every name a ring may leave in its directory.
+pub const NAMES: [&str; 2] = [FILE_NAME, NEW_NAME];
 
 /// An open ring.
 #[derive(Debug)]
@@ -94,17 +96,7 @@ impl Ring {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let mut newest: Option<Header> = None;
-        for copy in [0, SECTOR] {
-            let mut bytes = [0; HEADER_BYTES];
-            if file.read_full_at(&mut bytes, copy)? < HEADER_BYTES {
-                continue;
-            }
-            if let Some(header) = Header::decode(&bytes) {
-                newest = newest.filter(|n| n.sequence >= header.sequence).or(Some(header));
-            }
-        }
-        let header = newest.ok_or_else(|| bad("neither copy of its header is valid"))?;
+        let header = newest_header(&*file)?.ok_or_else(|| bad("neither copy of its header is valid"))?;
         let bytes = header.window.checked_mul(TAG_BYTES).and_then(|b| b.checked_add(DATA));
         if bytes.is_none_or(|bytes| file.len().map_or(true, |len| len < bytes)) {
             return Err(bad("it is shorter than its header says"));
@@ -113,6 +105,12 @@ impl Ring {
         // segments are freed on the strength of it, so it must be on the disk first.
         let is_durable = file.sync_data().is_ok();
         Ok(Some(Self { path, file, header, is_durable }))
+    }
+
+    /// What [`Ring::end`] would say of the ring in `dir`, read-only; 0 when there is none to be read.
+    pub fn look_at_end(disk: &dyn Disk, dir: &Path) -> u64 {
+        let header = disk.open(&dir.join(FILE_NAME), Access::Read).and_then(|file| newest_header(&*file));
+        header.ok().flatten().map_or(0, |header| header.end)
     }
 
     /// Makes a new ring that replaces whatever is in `dir`, with everything `old` remembers as far
@@ -226,6 +224,20 @@ impl Ring {
     fn run(&self, offset: u64, max: u64) -> u64 {
         max.min(self.header.window - offset % self.header.window).min(CHUNK_TAGS)
     }
+}
+
+fn newest_header(file: &dyn DiskFile) -> io::Result<Option<Header>> {
+    let mut newest: Option<Header> = None;
+    for copy in [0, SECTOR] {
+        let mut bytes = [0; HEADER_BYTES];
+        if file.read_full_at(&mut bytes, copy)? < HEADER_BYTES {
+            continue;
+        }
+        if let Some(header) = Header::decode(&bytes) {
+            newest = newest.filter(|n| n.sequence >= header.sequence).or(Some(header));
+        }
+    }
+    Ok(newest)
 }
 
 fn bad(what: &'static str) -> io::Error {

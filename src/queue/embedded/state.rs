@@ -17,7 +17,6 @@ use crate::log::{Chunk, Log, NoRoom, Reader};
 use crate::queue::{Appended, Refusal, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
-use super::open::tell_damage;
 use super::ranges::RangeSet;
 use super::window::Window;
 
@@ -252,17 +251,14 @@ impl Shared {
     }
 
     /// Takes note of what a read found out about offsets without an event; whatever is new goes into
-    /// the ledger. Damage is counted once, however many readers and restarts meet it.
+    /// the ledger. Damage is counted once, however many readers and restarts meet it; the log tells it.
     pub fn note(&self, state: &mut State, chunk: &Chunk) {
         for damage in &chunk.damage {
             if damage.lost.is_empty() {
                 state.harmless_damage += 1;
             } else if self.add_void(state, &damage.lost) {
                 state.damaged_ranges += 1;
-            } else {
-                continue;
             }
-            tell_damage("wal", damage);
         }
         // What damage took is void as well, so this comes second.
         chunk.voids.iter().for_each(|range| {

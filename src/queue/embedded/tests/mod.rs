@@ -74,8 +74,9 @@ struct House {
 impl House {
     fn open_with(disk: &SimulatedDisk, config: &Config, sinks: Vec<SinkInfo>) -> Result<Self, OpenError> {
         let clock: super::Clock = Arc::new(|| Micros(1_000));
-        let Opened { queue, committer, ledger, stock, resumes, .. } =
+        let Opened { queue, committer, ledger, stock, resumes, ledger_report, wal_report } =
             open(Arc::new(disk.clone()), config, sinks, entropy(7), clock)?;
+        assert_eq!((ledger_report.foreign, wal_report.foreign), (vec![], vec![]), "files of our own");
         Ok(Self { queue, committer, ledger, stock, resumes })
     }
 
