@@ -39,18 +39,32 @@ impl Figures {
         self.0.entry(name.into()).or_default().push(value);
     }
 
-    fn median(&self, name: &str) -> f64 {
-        let mut values = self.0.get(name).cloned().unwrap_or_default();
-        values.sort_unstable_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    /// One figure, as measured.
+    fn of(&self, name: &str) -> Spread {
+        Spread::of(self.0.get(name).cloned().unwrap_or_default())
     }
 
-    /// The median of the rounds' ratios.
-    fn ratio(&self, above: &str, below: &str) -> f64 {
-        let (Some(above), Some(below)) = (self.0.get(above), self.0.get(below)) else { return f64::NAN };
-        let mut ratios: Vec<f64> = above.iter().zip(below).map(|(a, b)| a / b).collect();
-        ratios.sort_unstable_by(f64::total_cmp);
-        ratios[ratios.len() / 2]
+    /// The ratio of two figures, round by round.
+    fn ratio(&self, above: &str, below: &str) -> Spread {
+        let (Some(above), Some(below)) = (self.0.get(above), self.0.get(below)) else {
+            return Spread::of(Vec::new());
+        };
+        Spread::of(above.iter().zip(below).map(|(a, b)| a / b).collect())
+    }
+}
+
+/// The median of the rounds, and how far they lie apart: a median within a wide spread says little.
+struct Spread {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        Self { low: at(0), median: at(values.len() / 2), high: at(values.len().saturating_sub(1)) }
     }
 }
 
@@ -186,7 +200,8 @@ impl Bench {
         pause(&daemon, true);
         let from = next_offset(&daemon);
         let measured = self.single(daemon.address, 64, false);
-        self.figures.add("acks per slow sync", measured.answers as f64 / syncs(&folder, from));
+        let acks_per_sync = measured.answers as f64 / syncs(&folder, from);
+        self.figures.add("acks per slow sync", acks_per_sync / 64.0);
         daemon.kill();
     }
 
@@ -212,16 +227,17 @@ impl Bench {
 
     fn report(&self) {
         let f = &self.figures;
-        println!("\n{:4} {:58} {:>9} {:>9}  ok", "goal", "what", "measured", "reach");
-        let row = |goal: &str, what: &str, measured: f64, at_least: bool, reach: f64| {
-            let ok = match (measured.is_nan(), at_least) {
+        println!("\n{:4} {:52} {:>8} {:>9}  {:4} rounds", "goal", "what", "measured", "reach", "ok");
+        let row = |goal: &str, what: &str, measured: Spread, at_least: bool, reach: f64| {
+            let Spread { low, median, high } = measured;
+            let ok = match (median.is_nan(), at_least) {
                 (true, _) => "–",
-                (_, true) if measured >= reach => "yes",
-                (_, false) if measured <= reach => "yes",
+                (_, true) if median >= reach => "yes",
+                (_, false) if median <= reach => "yes",
                 _ => "no",
             };
             let sign = if at_least { '≥' } else { '≤' };
-            println!("{goal:4} {what:58} {measured:9.3} {sign}{reach:8.2}  {ok}");
+            println!("{goal:4} {what:52} {median:8.3} {sign}{reach:8.2}  {ok:4} {low:.3}–{high:.3}");
         };
         for (connections, reach) in CONNECTIONS.into_iter().zip([1.2, 1.4, 1.5, 1.5]) {
             let what = format!("single durable POST ÷ Redis always, {connections} conns");
@@ -235,9 +251,8 @@ impl Bench {
             true,
             0.9,
         );
-        row("3", "syncs per ack, 16 conns", f.median("syncs per ack"), false, 0.10);
-        let slow = f.median("acks per slow sync") / 64.0;
-        row("3", "acks per sync ÷ conns, 64 conns, syncs + 2 ms", slow, true, 0.6);
+        row("3", "syncs per ack, 16 conns", f.of("syncs per ack"), false, 0.10);
+        row("3", "acks per sync ÷ conns, 64 conns, syncs + 2 ms", f.of("acks per slow sync"), true, 0.6);
         row("4", "p50 at 1 conn ÷ fdatasync p50", f.ratio("single p50", "sync p50"), false, 1.5);
         row(
             "5",
@@ -258,7 +273,7 @@ impl Bench {
         row("8", "time to ready, 5M waiting ÷ 1M", f.ratio("ready 5M", "ready 1M"), false, 1.2);
         println!("\nin this run only, medians:");
         for name in f.0.keys() {
-            println!("  {name:20} {:>16.6}", f.median(name));
+            println!("  {name:20} {:>16.6}", f.of(name).median);
         }
     }
 }
