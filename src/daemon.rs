@@ -29,7 +29,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, Listen, SinkConfig};
+use crate::config::{Config, Listen, SinkConfig, SinkKind};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener};
@@ -231,6 +231,10 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
         name: sink.name.clone(),
         kind: sink.kind.name(),
         starts_paused: sink.paused,
+        // Both write every event in order.
+        parks: match sink.kind {
+            SinkKind::JsonFile { .. } | SinkKind::Stdout => false,
+        },
     });
     // Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
     let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());

@@ -12,8 +12,8 @@ use super::*;
 use crate::config::Listen;
 use crate::event::{Micros, NewBatch};
 use crate::queue::{
-    Appended, BoxFuture, Claim, ClaimLimit, EventState, Lookup, QueueError, Receipt, SinkId, SinkInfo,
-    SinkState, SinkStatus, Status,
+    Appended, BoxFuture, Claim, ClaimLimit, EventState, FailedEvent, FailurePage, FailureQuery, Lookup,
+    QueueError, Receipt, Redrive, Selection, SinkId, SinkInfo, SinkState, SinkStatus, Status,
 };
 
 /// A queue that keeps texts in memory and answers as it is told.
@@ -75,6 +75,18 @@ impl Queue for Memory {
             3 => return Err(QueueError::StorageFailed("gone".into())),
             _ => Lookup::NotYet,
         })
+    }
+
+    fn failures(&self, _: &FailureQuery) -> Result<FailurePage, QueueError> {
+        Ok(FailurePage::default())
+    }
+
+    fn failure(&self, _: SinkId, _: u64) -> Result<Option<FailedEvent>, QueueError> {
+        Ok(None)
+    }
+
+    fn redrive<'a>(&'a self, _: SinkId, _: Selection, _: Redrive) -> BoxFuture<'a, Result<u64, QueueError>> {
+        Box::pin(async { Ok(0) })
     }
 
     fn sinks(&self) -> &[SinkInfo] {
@@ -153,7 +165,7 @@ async fn start_recovering(change: impl FnOnce(&mut config::Http)) -> Running {
     let Listener::Tcp(tcp) = &listener else { unreachable!() };
     let address = tcp.local_addr().unwrap();
     let app = App::new(Handle::current());
-    let sink = SinkInfo { name: "archive".into(), kind: "json_file", starts_paused: false };
+    let sink = SinkInfo { name: "archive".into(), kind: "json_file", starts_paused: false, parks: false };
     let queue = Arc::new(Memory { sinks: vec![sink], ..Memory::default() });
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, app.clone(), limits, async {

@@ -1,4 +1,4 @@
-//! The seam: append, claim, resolve, look up, status.
+//! The seam: append, claim, resolve, look up, failures, status.
 //!
 //! Everything above (HTTP, workers, daemon) knows events by offset and sinks by name, and nothing of
 //! segments, files or byte positions; `queue/embedded/` implements this with two logs. A second
@@ -7,8 +7,10 @@
 //! Calls come from any thread. `append` never blocks on the disk; `claim` may.
 
 pub mod embedded;
+mod failures;
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +19,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::event::{Micros, NewBatch};
-use crate::sink::{Batch, Delivery};
+use crate::sink::Batch;
+
+pub use failures::{
+    FailedEvent, FailurePage, FailureQuery, FailureRow, MAX_REASON_BYTES, Redrive, RowState, Selection,
+};
 
 /// A durable queue of events with one cursor per sink.
 pub trait Queue: Send + Sync {
@@ -29,8 +35,8 @@ pub trait Queue: Send + Sync {
     /// Nothing is accepted until the receipt resolves. `accepted_at` is the time of acceptance.
     fn append(&self, batch: NewBatch, accepted_at: Micros) -> Result<Receipt, Refusal>;
 
-    /// The next events for a sink: waits until there are some, then claims them as a range.
-    /// `Ok(None)` once the queue is draining. The wait is asynchronous; reading blocks the calling
+    /// The next events for a sink: waits until there are some, then claims them. Rows of the failure
+    /// table that are due come before events of the log. `Ok(None)` once the queue is draining. The wait is asynchronous; reading blocks the calling
     /// thread, so workers have threads of their own.
     fn claim<'a>(
         &'a self,
@@ -47,6 +53,21 @@ pub trait Queue: Send + Sync {
 
     /// The event at an offset and where each sink stands with it.
     fn event(&self, offset: u64) -> Result<Lookup, QueueError>;
+
+    /// A page of the failure table. Reads from the disk.
+    fn failures(&self, query: &FailureQuery) -> Result<FailurePage, QueueError>;
+
+    /// One row of the failure table with its event, if there is one. Reads from the disk.
+    fn failure(&self, sink: SinkId, offset: u64) -> Result<Option<FailedEvent>, QueueError>;
+
+    /// Changes rows of the failure table; resolves to how many once that is durable. Rows that a
+    /// worker is trying at the moment are left alone.
+    fn redrive<'a>(
+        &'a self,
+        sink: SinkId,
+        selection: Selection,
+        action: Redrive,
+    ) -> BoxFuture<'a, Result<u64, QueueError>>;
 
     /// The configured sinks in order; a [`SinkId`] is an index into this.
     fn sinks(&self) -> &[SinkInfo];
@@ -71,6 +92,9 @@ pub struct SinkInfo {
     pub kind: &'static str,
     /// Starts paused at every start, whatever the ledger says.
     pub starts_paused: bool,
+    /// Whether single events of it may go to the failure table. One that needs every event in order
+    /// never parks any, and so a full table never holds it up.
+    pub parks: bool,
 }
 
 /// Bounds of one claim.
@@ -157,31 +181,102 @@ pub enum Refusal {
 pub struct Claim {
     /// What to deliver.
     pub batch: Batch,
-    /// The claimed offsets, void ones included.
-    pub range: std::ops::Range<u64>,
+    /// Where the events were.
+    pub origin: Origin,
     sink: SinkId,
+    /// Attempts made before, in batch order; empty when there were none.
+    attempts: Vec<u32>,
     owner: Option<Arc<dyn ClaimOwner>>,
+}
+
+/// Where claimed events were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// In the log, at these offsets, void ones included.
+    Log(Range<u64>),
+    /// In the failure table; the offsets are those of the batch.
+    FailureTable,
+}
+
+/// What became of the events of a claim, as the worker decided it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolution {
+    /// Each event's fate.
+    pub fates: Fates,
+    /// Where the sink stands now; stored with the checkpoint.
+    pub token: Option<Vec<u8>>,
+}
+
+/// What became of the events of a claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Fates {
+    /// Every one was delivered.
+    #[default]
+    AllDelivered,
+    /// One fate an event, in batch order. An event without one goes back.
+    Each(Vec<Fate>),
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is at the target.
+    Delivered,
+    /// The sink's filter does not match it.
+    Skipped,
+    /// Given up for good, as the sink's policy says.
+    Dropped {
+        /// Why.
+        reason: String,
+    },
+    /// Goes into the failure table, or stays there, to be tried again.
+    Retry {
+        /// Why.
+        reason: String,
+        /// Attempts made so far.
+        attempts: u32,
+        /// When to try again.
+        due_at: Micros,
+    },
+    /// Goes into the failure table, or stays there, for inspection and redrive.
+    Dead {
+        /// Why.
+        reason: String,
+        /// Attempts made so far.
+        attempts: u32,
+    },
 }
 
 /// The side of a queue that claims come back to.
 pub trait ClaimOwner: Send + Sync {
-    /// Takes note of what became of a claimed range, which held `batch`. Returns at once; the
-    /// checkpoint follows.
-    fn resolve(&self, sink: SinkId, range: std::ops::Range<u64>, batch: &Batch, delivery: Delivery);
-    /// Takes a claimed range back unresolved.
-    fn give_back(&self, sink: SinkId, range: std::ops::Range<u64>);
+    /// Takes note of what became of claimed events. Returns at once; what must be durable follows.
+    fn resolve(&self, sink: SinkId, origin: &Origin, batch: &Batch, resolution: Resolution);
+    /// Takes claimed events back unresolved.
+    fn give_back(&self, sink: SinkId, origin: &Origin, batch: &Batch);
 }
 
 impl Claim {
-    /// A claim of `range` that goes back to `owner`.
-    pub fn new(owner: Arc<dyn ClaimOwner>, sink: SinkId, range: std::ops::Range<u64>, batch: Batch) -> Self {
-        Self { batch, range, sink, owner: Some(owner) }
+    /// A claim that goes back to `owner`. `attempts` were made before, one number an event, or none
+    /// when all are fresh.
+    pub fn new(
+        owner: Arc<dyn ClaimOwner>,
+        sink: SinkId,
+        origin: Origin,
+        batch: Batch,
+        attempts: Vec<u32>,
+    ) -> Self {
+        Self { batch, origin, sink, attempts, owner: Some(owner) }
     }
 
-    /// Hands in the sink's answer.
-    pub fn resolve(mut self, delivery: Delivery) {
+    /// How often delivering the event at this place of the batch was attempted before.
+    pub fn attempts(&self, index: usize) -> u32 {
+        self.attempts.get(index).copied().unwrap_or(0)
+    }
+
+    /// Hands in what became of the events.
+    pub fn resolve(mut self, resolution: Resolution) {
         if let Some(owner) = self.owner.take() {
-            owner.resolve(self.sink, self.range.clone(), &self.batch, delivery);
+            owner.resolve(self.sink, &self.origin, &self.batch, resolution);
         }
     }
 }
@@ -189,7 +284,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            owner.give_back(self.sink, self.range.clone());
+            owner.give_back(self.sink, &self.origin, &self.batch);
         }
     }
 }
@@ -266,7 +361,8 @@ pub struct Status {
     pub sinks: Vec<SinkStatus>,
 }
 
-/// One sink's numbers. At every instant: accepted = delivered + dropped + dead + retrying + pending.
+/// One sink's numbers. At every instant: accepted = delivered + dropped + dead + retrying + pending +
+/// skipped; so accepted and matching is the same sum without the skipped ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SinkStatus {
     /// Its configured name.
@@ -289,6 +385,8 @@ pub struct SinkStatus {
     pub delivered: u64,
     /// Events dropped by policy.
     pub dropped: u64,
+    /// Events that the sink's filter does not match.
+    pub skipped: u64,
     /// The last reason for a failure or an unavailability.
     pub last_error: Option<String>,
 }

@@ -38,8 +38,9 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::config::SinkConfig;
-use crate::queue::{Claim, ClaimLimit, Queue, QueueError, SinkId};
-use crate::sink::{Batch, Delivery, Outcomes, Sink, Unavailable};
+use crate::event::Micros;
+use crate::queue::{Claim, ClaimLimit, Fate, Fates, Queue, QueueError, Resolution, SinkId};
+use crate::sink::{Batch, Delivery, Outcome, Outcomes, Sink, Unavailable};
 
 use backoff::Backoff;
 
@@ -141,7 +142,8 @@ impl Run {
 
     async fn finish(&mut self, claim: Claim, delivery: Delivery, limit: ClaimLimit) {
         let emptied = emptied_the_queue(&claim.batch, limit);
-        claim.resolve(delivery);
+        let fates = fates(&claim, delivery.outcomes);
+        claim.resolve(Resolution { fates, token: delivery.token });
         self.backoff.reset();
         if std::mem::take(&mut self.backing_off) {
             info!(sink = self.worker.config.name, "sink available again");
@@ -217,6 +219,20 @@ fn checked(delivery: Delivery, batch: &Batch) -> Result<Delivery, Unavailable> {
         }),
         _ => Ok(delivery),
     }
+}
+
+/// What the sink's answer means for each event.
+fn fates(claim: &Claim, outcomes: Outcomes) -> Fates {
+    let Outcomes::Each(outcomes) = outcomes else { return Fates::AllDelivered };
+    let fate = |(index, outcome)| {
+        let attempts = claim.attempts(index).saturating_add(1);
+        match outcome {
+            Outcome::Delivered => Fate::Delivered,
+            Outcome::Retry { reason } => Fate::Retry { reason, attempts, due_at: Micros::now() },
+            Outcome::Reject { reason } => Fate::Dead { reason, attempts },
+        }
+    };
+    Fates::Each(outcomes.into_iter().enumerate().map(fate).collect())
 }
 
 /// Polls a future to its end; a panic in it becomes `Err` with the panic's message.

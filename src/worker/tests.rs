@@ -10,7 +10,10 @@ use tokio::time::Instant;
 use super::*;
 use crate::config::SinkKind;
 use crate::event::{Micros, NewBatch, StoredBatch};
-use crate::queue::{BoxFuture, ClaimOwner, Lookup, Receipt, Refusal, SinkInfo, Status};
+use crate::queue::{
+    BoxFuture, ClaimOwner, FailedEvent, FailurePage, FailureQuery, Lookup, Origin, Receipt, Redrive, Refusal,
+    Selection, SinkInfo, Status,
+};
 use crate::sink::{DeliverFuture, Outcome, SinkError};
 
 const SINK: SinkId = SinkId(0);
@@ -28,7 +31,7 @@ struct Book {
     next: u64,
     returned: VecDeque<Range<u64>>,
     claimed_at: Vec<Instant>,
-    resolved: Vec<(Range<u64>, Delivery)>,
+    resolved: Vec<(Range<u64>, Resolution)>,
     given_back: Vec<Range<u64>>,
     backing_off: Vec<Option<String>>,
 }
@@ -41,13 +44,21 @@ struct FakeQueue(Arc<FakeOwner>);
 struct FakeOwner(Mutex<Book>);
 
 impl ClaimOwner for FakeOwner {
-    fn resolve(&self, _: SinkId, range: Range<u64>, _: &Batch, delivery: Delivery) {
-        self.0.lock().unwrap().resolved.push((range, delivery));
+    fn resolve(&self, _: SinkId, origin: &Origin, _: &Batch, resolution: Resolution) {
+        self.0.lock().unwrap().resolved.push((range_of(origin), resolution));
     }
-    fn give_back(&self, _: SinkId, range: Range<u64>) {
+    fn give_back(&self, _: SinkId, origin: &Origin, _: &Batch) {
         let mut book = self.0.lock().unwrap();
+        let range = range_of(origin);
         book.given_back.push(range.clone());
         book.returned.push_back(range);
+    }
+}
+
+fn range_of(origin: &Origin) -> Range<u64> {
+    match origin {
+        Origin::Log(range) => range.clone(),
+        Origin::FailureTable => unreachable!("this queue has no failure table"),
     }
 }
 
@@ -85,7 +96,9 @@ impl Queue for FakeQueue {
             },
         };
         let owner = self.0.clone();
-        let claim = range.map(|range| range.map(|r| Claim::new(owner, sink, r.clone(), batch_of(r))));
+        let claim = range.map(|range| {
+            range.map(|r| Claim::new(owner, sink, Origin::Log(r.clone()), batch_of(r), Vec::new()))
+        });
         Box::pin(std::future::ready(claim))
     }
     fn set_paused<'a>(&'a self, _: SinkId, _: bool) -> BoxFuture<'a, Result<(), QueueError>> {
@@ -96,6 +109,15 @@ impl Queue for FakeQueue {
     }
     fn event(&self, _: u64) -> Result<Lookup, QueueError> {
         Ok(Lookup::NotYet)
+    }
+    fn failures(&self, _: &FailureQuery) -> Result<FailurePage, QueueError> {
+        Ok(FailurePage::default())
+    }
+    fn failure(&self, _: SinkId, _: u64) -> Result<Option<FailedEvent>, QueueError> {
+        Ok(None)
+    }
+    fn redrive<'a>(&'a self, _: SinkId, _: Selection, _: Redrive) -> BoxFuture<'a, Result<u64, QueueError>> {
+        Box::pin(std::future::ready(Ok(0)))
     }
     fn sinks(&self) -> &[SinkInfo] {
         &[]
@@ -200,7 +222,10 @@ fn the_token_and_the_outcomes_reach_the_queue_as_the_sink_gave_them() {
     let end = run(vec![Supply::Events(2)], vec![Act::Answer(Ok(delivery))], config());
     let (_, got) = &end.book.resolved[0];
     assert_eq!(got.token.as_deref(), Some(&[7][..]));
-    assert!(matches!(&got.outcomes, Outcomes::Each(each) if each.len() == 2));
+    let Fates::Each(fates) = &got.fates else { panic!("{got:?}") };
+    assert_eq!(fates[0], Fate::Delivered);
+    assert!(matches!(&fates[1], Fate::Retry { reason, attempts: 1, .. } if reason == "later"));
+    assert_eq!(fates.len(), 2);
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub struct Checkpoint {
     pub delivered: u64,
     /// Events dropped by policy so far.
     pub dropped: u64,
+    /// Events that the sink's filter did not match so far.
+    pub skipped: u64,
     /// What the sink wants handed back on open.
     pub token: Option<Vec<u8>>,
     /// The event log's durable end when this was written.
@@ -118,6 +120,7 @@ mod tests {
                 finished: vec![(7, 9)],
                 delivered: 6,
                 dropped: 1,
+                skipped: 2,
                 token: Some(vec![0xaa]),
                 durable_end: 10,
             }),
@@ -146,6 +149,7 @@ mod tests {
                 "0900000000000000",
                 "0600000000000000",
                 "0100000000000000",
+                "0200000000000000",
                 "01",
                 "0100000000000000",
                 "aa",

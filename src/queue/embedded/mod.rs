@@ -41,11 +41,12 @@ use std::sync::Arc;
 
 use crate::event::{Micros, NewBatch, StoredBatch};
 use crate::log::{Chunk, ReadError, Reader, frame};
-use crate::sink::{Batch, Delivery, MAX_TOKEN_BYTES, Outcome, Outcomes};
+use crate::sink::{Batch, MAX_TOKEN_BYTES};
 
 use super::{
-    Appended, BoxFuture, Claim, ClaimLimit, ClaimOwner, EventState, Lookup, Queue, QueueError, Receipt,
-    Refusal, SinkId, SinkInfo, SinkState, SinkStatus, Status,
+    Appended, BoxFuture, Claim, ClaimLimit, ClaimOwner, EventState, FailedEvent, FailurePage, FailureQuery,
+    Fate, Fates, Lookup, Origin, Queue, QueueError, Receipt, Redrive, Refusal, Resolution, Selection, SinkId,
+    SinkInfo, SinkState, SinkStatus, Status,
 };
 
 pub use commit::{Committed, Committer};
@@ -127,7 +128,7 @@ impl EmbeddedQueue {
                 }
                 drop(state);
                 let owner: Arc<dyn ClaimOwner> = shared.clone();
-                Ok(Some(Claim::new(owner, sink, range.start..end, batch)))
+                Ok(Some(Claim::new(owner, sink, Origin::Log(range.start..end), batch, Vec::new())))
             }
             Err(error) => {
                 if let Some(progress) = state.sinks.get_mut(usize::from(sink.0)) {
@@ -305,6 +306,18 @@ impl Queue for EmbeddedQueue {
         })
     }
 
+    fn failures(&self, _: &FailureQuery) -> Result<FailurePage, QueueError> {
+        Ok(FailurePage::default())
+    }
+
+    fn failure(&self, _: SinkId, _: u64) -> Result<Option<FailedEvent>, QueueError> {
+        Ok(None)
+    }
+
+    fn redrive<'a>(&'a self, _: SinkId, _: Selection, _: Redrive) -> BoxFuture<'a, Result<u64, QueueError>> {
+        Box::pin(std::future::ready(Ok(0)))
+    }
+
     fn sinks(&self) -> &[SinkInfo] {
         &self.shared.infos
     }
@@ -330,46 +343,47 @@ impl Queue for EmbeddedQueue {
 }
 
 impl ClaimOwner for Shared {
-    fn resolve(&self, sink: SinkId, range: Range<u64>, batch: &Batch, delivery: Delivery) {
+    fn resolve(&self, sink: SinkId, origin: &Origin, batch: &Batch, resolution: Resolution) {
+        let Origin::Log(range) = origin else { return };
         let mut state = self.state();
         let Some(progress) = state.sinks.get_mut(usize::from(sink.0)) else { return };
-        if delivery.token.as_ref().is_some_and(|token| token.len() > MAX_TOKEN_BYTES) {
+        if resolution.token.as_ref().is_some_and(|token| token.len() > MAX_TOKEN_BYTES) {
             tracing::error!(sink = sink.0, "the sink's resume token is too long; its events go back");
-            let given_back = progress.window.give_back(range);
+            let given_back = progress.window.give_back(range.clone());
             debug_assert!(given_back, "a claim is settled once");
             return;
         }
-        let undelivered = match &delivery.outcomes {
-            Outcomes::AllDelivered => Vec::new(),
-            Outcomes::Each(outcomes) => undelivered(batch, outcomes),
-        };
+        let sorted = sort(batch, &resolution.fates);
         // Until the failure table takes them, events that failed go back and are delivered again.
         // It will take them here: a row made durable first, then the offset counts as finished.
-        for (offset, reason) in &undelivered {
+        for (offset, reason) in &sorted.unfinished {
             let given_back = progress.window.give_back(*offset..offset + 1);
             debug_assert!(given_back, "a claim is settled once");
             progress.last_error = Some((*reason).to_owned());
         }
         let mut start = range.start;
-        for end in undelivered.iter().map(|(offset, _)| *offset).chain([range.end]) {
+        for end in sorted.unfinished.iter().map(|(offset, _)| *offset).chain([range.end]) {
             let finished = start >= end || progress.window.finish(start..end);
             debug_assert!(finished, "a claim is settled once");
             start = end + 1;
         }
-        progress.delivered += (batch.events.len() - undelivered.len()) as u64;
+        progress.delivered += sorted.delivered;
+        progress.dropped += sorted.dropped;
+        progress.skipped += sorted.skipped;
         progress.backing_off = None;
-        if delivery.token.is_some() {
-            progress.token = delivery.token;
+        if resolution.token.is_some() {
+            progress.token = resolution.token;
         }
         self.changed(&mut state, usize::from(sink.0));
         drop(state);
         self.claimable.notify_waiters();
     }
 
-    fn give_back(&self, sink: SinkId, range: Range<u64>) {
+    fn give_back(&self, sink: SinkId, origin: &Origin, _: &Batch) {
+        let Origin::Log(range) = origin else { return };
         let mut state = self.state();
         if let Some(progress) = state.sinks.get_mut(usize::from(sink.0)) {
-            let given_back = progress.window.give_back(range);
+            let given_back = progress.window.give_back(range.clone());
             debug_assert!(given_back, "a claim is settled once");
         }
         drop(state);
@@ -377,16 +391,35 @@ impl ClaimOwner for Shared {
     }
 }
 
-/// The events that are not at the target, and why. An answer that is too short leaves its rest out.
-fn undelivered<'a>(batch: &Batch, outcomes: &'a [Outcome]) -> Vec<(u64, &'a str)> {
+/// The events of a claim by their fates.
+#[derive(Default)]
+struct Sorted<'a> {
+    delivered: u64,
+    dropped: u64,
+    skipped: u64,
+    /// Offsets that are not done with, and why.
+    unfinished: Vec<(u64, &'a str)>,
+}
+
+/// Sorts the events of a claim. An answer that is too short leaves its rest unfinished.
+fn sort<'a>(batch: &Batch, fates: &'a Fates) -> Sorted<'a> {
+    let Fates::Each(fates) = fates else {
+        return Sorted { delivered: batch.events.len() as u64, ..Sorted::default() };
+    };
     let missing = "the sink did not say what became of this event";
-    let reasons = outcomes.iter().map(|outcome| match outcome {
-        Outcome::Delivered => None,
-        Outcome::Retry { reason } | Outcome::Reject { reason } => Some(reason.as_str()),
-    });
-    let reasons = reasons.chain(std::iter::repeat(Some(missing)));
-    let events = batch.events.iter().zip(reasons);
-    events.filter_map(|(event, reason)| reason.map(|reason| (event.offset, reason))).collect()
+    let mut sorted = Sorted::default();
+    for (event, fate) in batch.events.iter().zip(fates.iter().map(Some).chain(std::iter::repeat(None))) {
+        match fate {
+            Some(Fate::Delivered) => sorted.delivered += 1,
+            Some(Fate::Dropped { .. }) => sorted.dropped += 1,
+            Some(Fate::Skipped) => sorted.skipped += 1,
+            Some(Fate::Retry { reason, .. } | Fate::Dead { reason, .. }) => {
+                sorted.unfinished.push((event.offset, reason));
+            }
+            None => sorted.unfinished.push((event.offset, missing)),
+        }
+    }
+    sorted
 }
 
 /// Reads the events of a claimed range, as many as the limit allows: the batch, and where it ends.
@@ -457,6 +490,7 @@ fn sink_status(infos: &[SinkInfo], state: &State, durable_end: u64) -> Vec<SinkS
             dead: 0,
             delivered: sink.delivered,
             dropped: sink.dropped,
+            skipped: sink.skipped,
             last_error: sink.last_error.clone(),
         })
         .collect()

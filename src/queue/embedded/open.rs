@@ -300,6 +300,7 @@ fn restore_sink(
         window,
         delivered,
         dropped: checkpoint.dropped,
+        skipped: checkpoint.skipped,
         token: checkpoint.token,
         paused: paused_by_operator || info.starts_paused,
         paused_by_operator,

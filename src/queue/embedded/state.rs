@@ -83,6 +83,8 @@ pub(super) struct SinkProgress {
     pub delivered: u64,
     /// Events dropped by policy.
     pub dropped: u64,
+    /// Events that the sink's filter does not match.
+    pub skipped: u64,
     /// What the sink wants handed back on open.
     pub token: Option<Vec<u8>>,
     /// Nothing is claimed.
@@ -350,6 +352,7 @@ impl SinkProgress {
             finished: finished.map(|range| (range.start, range.end)).collect(),
             delivered: self.delivered.saturating_sub(beyond),
             dropped: self.dropped,
+            skipped: self.skipped,
             token: self.token.clone(),
             durable_end,
         }

@@ -4,6 +4,7 @@ mod behaviour;
 mod crash;
 mod model;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,9 +14,10 @@ use crate::disk::{Access, Disk, DiskFile, SimulatedDisk};
 use crate::event::{Micros, NewBatch};
 use crate::log::{Entropy, Step, Stock};
 use crate::queue::{
-    Appended, Claim, ClaimLimit, Queue, Receipt, Refusal, SinkId, SinkInfo, SinkStatus, Status,
+    Appended, Claim, ClaimLimit, Fates, Origin, Queue, Receipt, Refusal, Resolution, SinkId, SinkInfo,
+    SinkStatus, Status,
 };
-use crate::sink::{Batch, Delivery, Outcomes, Resume};
+use crate::sink::{Batch, Resume};
 
 use super::{Committer, EmbeddedQueue, Ledger, OpenError, Opened, open};
 
@@ -37,7 +39,8 @@ fn tiny() -> Config {
 }
 
 fn infos(names: &[&str]) -> Vec<SinkInfo> {
-    let info = |name: &&str| SinkInfo { name: (*name).to_owned(), kind: "toy", starts_paused: false };
+    let info =
+        |name: &&str| SinkInfo { name: (*name).to_owned(), kind: "toy", starts_paused: false, parks: false };
     names.iter().map(info).collect()
 }
 
@@ -126,7 +129,7 @@ impl House {
         let mut ids = Vec::new();
         while let Some(claim) = self.claim(sink, ALL) {
             ids.extend(ids_of(&claim.batch));
-            claim.resolve(Delivery::default());
+            claim.resolve(Resolution::default());
         }
         ids
     }
@@ -151,6 +154,14 @@ impl House {
         self.committer.close().ok()?;
         self.queue.stop_background();
         self.ledger.close().ok()
+    }
+}
+
+/// The offsets of a claim from the log.
+fn range_of(claim: &Claim) -> Range<u64> {
+    match &claim.origin {
+        Origin::Log(range) => range.clone(),
+        Origin::FailureTable => panic!("a claim from the failure table"),
     }
 }
 
@@ -194,7 +205,7 @@ impl Toy {
         Ok(Self { file, len })
     }
 
-    fn deliver(&mut self, batch: &Batch) -> std::io::Result<Delivery> {
+    fn deliver(&mut self, batch: &Batch) -> std::io::Result<Resolution> {
         let mut lines = String::new();
         for event in batch.events.iter() {
             lines += &format!("{} {}\n", event.offset, id_of(event.json));
@@ -202,7 +213,7 @@ impl Toy {
         self.file.write_all_at(lines.as_bytes(), self.len)?;
         self.file.sync_data()?;
         self.len += lines.len() as u64;
-        Ok(Delivery { outcomes: Outcomes::AllDelivered, token: Some(self.len.to_le_bytes().to_vec()) })
+        Ok(Resolution { fates: Fates::AllDelivered, token: Some(self.len.to_le_bytes().to_vec()) })
     }
 
     /// Offset and id of each line.

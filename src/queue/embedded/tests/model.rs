@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 
 use crate::disk::simulated::Policy;
-use crate::sink::Outcome;
+use crate::queue::Fate;
 
 use super::*;
 
@@ -144,9 +144,9 @@ impl Run {
                 let at = &mut self.model.sinks[sink];
                 let first = at.iter().position(|at| *at == At::Pending);
                 let claim = house.claim(SinkId(sink as u16), ClaimLimit { events, ..ALL });
-                assert_eq!(claim.as_ref().map(|c| c.range.start), first.map(|first| first as u64));
+                assert_eq!(claim.as_ref().map(|c| range_of(c).start), first.map(|first| first as u64));
                 let Some(claim) = claim else { return };
-                let range = claim.range.start as usize..claim.range.end as usize;
+                let range = range_of(&claim).start as usize..range_of(&claim).end as usize;
                 assert_eq!(ids_of(&claim.batch), self.model.ids[range.clone()]);
                 assert!(at[range.clone()].iter().all(|at| *at == At::Pending));
                 at[range].fill(At::InFlight);
@@ -156,20 +156,21 @@ impl Run {
             Script::Settle { claim, delivered } => {
                 let Some((sink, claim)) = self.take(claim) else { return };
                 let outcome = |i: u64| match delivered >> (i % 64) & 1 {
-                    1 => Outcome::Delivered,
-                    _ => Outcome::Retry { reason: "not now".to_owned() },
+                    1 => Fate::Delivered,
+                    _ => Fate::Retry { reason: "not now".to_owned(), attempts: 1, due_at: Micros(0) },
                 };
-                let outcomes: Vec<_> = (0..claim.range.end - claim.range.start).map(outcome).collect();
-                for (offset, outcome) in claim.range.clone().zip(&outcomes) {
-                    let is_done = *outcome == Outcome::Delivered;
+                let outcomes: Vec<_> =
+                    (0..range_of(&claim).end - range_of(&claim).start).map(outcome).collect();
+                for (offset, outcome) in range_of(&claim).zip(&outcomes) {
+                    let is_done = *outcome == Fate::Delivered;
                     self.model.sinks[sink][offset as usize] =
                         if is_done { At::Delivered } else { At::Pending };
                 }
-                claim.resolve(Delivery { outcomes: Outcomes::Each(outcomes), token: None });
+                claim.resolve(Resolution { fates: Fates::Each(outcomes), token: None });
             }
             Script::GiveBack { claim } => {
                 let Some((sink, claim)) = self.take(claim) else { return };
-                let range = claim.range.start as usize..claim.range.end as usize;
+                let range = range_of(&claim).start as usize..range_of(&claim).end as usize;
                 self.model.sinks[sink][range].fill(At::Pending);
             }
             Script::Work => {
