@@ -356,7 +356,7 @@ fn plan(disk: &dyn Disk, options: &Options, survey: &Survey, verdict: &Verdict) 
 
 /// The end of the last frame that E covers: what follows is not known to be durable.
 fn first_unsure(disk: &dyn Disk, last: &Found, verdict: &Verdict) -> Option<u64> {
-    let mut walk = walk(disk, last).ok()?;
+    let mut walk = walk(disk, last, &verdict.scan).ok()?;
     let mut from = last.header.base;
     while let Some(item) = walk.next().ok()? {
         if let Item::Frame(frame, _) = item {
@@ -369,8 +369,9 @@ fn first_unsure(disk: &dyn Disk, last: &Found, verdict: &Verdict) -> Option<u64>
     Some(from.min(verdict.scan.end))
 }
 
-fn walk(disk: &dyn Disk, last: &Found) -> io::Result<Walk> {
-    let expect = Expect { salt: last.header.salt, next: last.header.base, end: u64::MAX };
+/// Once more over the frames of the last segment, up to where a scan found its end.
+fn walk(disk: &dyn Disk, last: &Found, scan: &Scan) -> io::Result<Walk> {
+    let expect = Expect { salt: last.header.salt, next: last.header.base, end: scan.end };
     Ok(Walk::new(last.window(disk)?, DATA_START, expect, false))
 }
 
@@ -472,7 +473,7 @@ impl Beginning<'_> {
             frame.resize((bytes.end - bytes.start) as usize, 0);
             file.write_all_at(&frame, bytes.start)
         };
-        let mut walk = walk(self.disk, last)?;
+        let mut walk = walk(self.disk, last, scan)?;
         while let Some(item) = walk.next()? {
             match item {
                 Item::Frame(frame, _) if frame.header.next_offset() <= durable => {}
@@ -501,7 +502,7 @@ impl Beginning<'_> {
         let scan = &self.verdict.scan;
         let Some(last) = self.last.filter(|_| self.from < self.verdict.next) else { return Ok(0) };
         let reading = |e| LogError::io("reading", &last.path, &e);
-        let mut walk = walk(self.disk, last).map_err(reading)?;
+        let mut walk = walk(self.disk, last, scan).map_err(reading)?;
         let mut rewritten = 0;
         while let Some(item) = walk.next().map_err(reading)? {
             let Item::Frame(frame, _) = item else { continue };

@@ -185,6 +185,10 @@ pub(super) fn search(
     let mut gap = Gap::default();
     let mut found = None;
     debug_assert_ne!(expect.salt, 0, "no segment has this salt, and zeros are everywhere");
+    // What is read is looked at while it is at hand: the end of a segment is most of what an opening reads.
+    let mut looked = position;
+    gap.non_zero_end = position;
+    let mut tries = STALE_TRIES;
     let mut at = from;
     while found.is_none() {
         let bytes = window.rest(at, HEADER_BYTES)?;
@@ -202,7 +206,10 @@ pub(super) fn search(
         } else if end >= window.limit() {
             break;
         } else {
-            at = end.saturating_sub(salt.len() as u64 - 1).max(at + 1);
+            // A frame that begins before this point would have shown its whole salt.
+            at = end.saturating_sub(SALT_AT + salt.len() as u64 - 1).max(at + 1);
+            look_at(window, &mut gap, looked..at, expect.salt, &mut tries)?;
+            looked = looked.max(at);
         }
     }
     let to = found.as_ref().map_or(window.limit().max(position), |frame| frame.position);
@@ -210,18 +217,22 @@ pub(super) fn search(
     if let Some(frame) = &found {
         gap.offsets = expect.next..frame.header.base;
     }
-    look_at(window, &mut gap, expect.salt)?;
+    look_at(window, &mut gap, looked..to, expect.salt, &mut tries)?;
     Ok((gap, found))
 }
 
-/// Looks at the bytes of a gap: how much of it is written, and whether by an earlier use.
-fn look_at(window: &mut Window, gap: &mut Gap, salt: u64) -> io::Result<()> {
-    gap.non_zero_end = gap.bytes.start;
-    let mut stale_tries = STALE_TRIES;
-    let mut at = gap.bytes.start;
-    while at < gap.bytes.end {
+/// Looks at a part of a gap: how much of it is written, and whether by an earlier use.
+fn look_at(
+    window: &mut Window,
+    gap: &mut Gap,
+    part: Range<u64>,
+    salt: u64,
+    stale_tries: &mut usize,
+) -> io::Result<()> {
+    let mut at = part.start;
+    while at < part.end {
         let rest = window.rest(at, 1)?;
-        let bytes = &rest[..rest.len().min((gap.bytes.end - at) as usize)];
+        let bytes = &rest[..rest.len().min((part.end - at) as usize)];
         if bytes.is_empty() {
             break; // the file was cut while it was read
         }
@@ -229,22 +240,31 @@ fn look_at(window: &mut Window, gap: &mut Gap, salt: u64) -> io::Result<()> {
             if block == &ZEROS[..block.len()] {
                 continue; // nearly all of them, and this is the fast way to see it
             }
-            gap.non_zero += block.iter().filter(|byte| **byte != 0).count() as u64;
+            gap.non_zero += non_zero(block);
             let last = block.iter().rposition(|byte| *byte != 0).unwrap_or_default();
             gap.non_zero_end = begin + last as u64 + 1;
         }
         let next = at + bytes.len() as u64;
-        if !gap.stale && stale_tries > 0 {
+        if !gap.stale && *stale_tries > 0 {
             let hits: Vec<u64> =
-                memmem::find_iter(bytes, &MAGIC).take(stale_tries).map(|hit| at + hit as u64).collect();
-            stale_tries -= hits.len();
+                memmem::find_iter(bytes, &MAGIC).take(*stale_tries).map(|hit| at + hit as u64).collect();
             for hit in hits {
-                gap.stale |= is_stale_frame(window, hit, salt)?;
+                *stale_tries -= 1;
+                gap.stale = is_stale_frame(window, hit, salt)?;
+                if gap.stale {
+                    break;
+                }
             }
         }
         at = next;
     }
     Ok(())
+}
+
+/// How many bytes are not zero; summed up in single bytes, sixteen and more at a time.
+fn non_zero(block: &[u8]) -> u64 {
+    let short = block.chunks(usize::from(u8::MAX));
+    short.map(|bytes| u64::from(bytes.iter().map(|byte| u8::from(*byte != 0)).sum::<u8>())).sum()
 }
 
 /// Whether the header and table of a frame of another salt stand at `position`.

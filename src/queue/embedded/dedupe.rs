@@ -47,6 +47,9 @@ struct Evicted {
     indexed: bool,
 }
 
+/// Tags whose places are asked for at once.
+const AHEAD: usize = 32;
+
 /// The most a window may hold: positions are kept as 32-bit numbers.
 pub const MAX_WINDOW: u64 = u32::MAX as u64 - 1;
 
@@ -119,6 +122,34 @@ impl Dedupe {
         self.push(Key::of(tag));
     }
 
+    /// Like [`Dedupe::load`], for many; offsets that come too late and tags of 0 are left out.
+    ///
+    /// Every tag belongs to another place of memory, and nearly all of the time is waiting for it:
+    /// the places of some tags are asked for at once before the first of them is needed.
+    pub fn load_all(&mut self, pairs: &[(u64, u128)]) {
+        for ahead in pairs.chunks(AHEAD) {
+            self.touch(ahead);
+            for (offset, tag) in ahead {
+                if *tag != 0 && *offset >= self.next {
+                    self.load(*offset, *tag);
+                }
+            }
+        }
+    }
+
+    /// Brings the parts of the table closer that these tags will need.
+    fn touch(&self, pairs: &[(u64, u128)]) {
+        if self.slots.is_empty() {
+            return;
+        }
+        let mut pointers = [0; AHEAD];
+        for (pointer, (_, tag)) in pointers.iter_mut().zip(pairs) {
+            *pointer = self.slots[self.home(Key::of(*tag))];
+        }
+        let met = pointers.iter().filter_map(|pointer| self.high.get(pointer.wrapping_sub(1) as usize));
+        std::hint::black_box(met.fold(0, |all, high| all ^ high));
+    }
+
     /// Leaves every offset from the next one up to `offset` void.
     pub fn skip_to(&mut self, offset: u64) {
         debug_assert!(offset >= self.next, "offsets never go back");
@@ -163,6 +194,11 @@ impl Dedupe {
         }
     }
 
+    /// Whether `key` stands at `position`; nearly always the shorter part tells.
+    fn holds(&self, position: u32, key: Key) -> bool {
+        self.high.get(position as usize) == Some(&key.high) && self.low.get(position as usize) == Some(&key.low)
+    }
+
     fn set_key(&mut self, position: u32, key: Key) {
         if let (Some(low), Some(high)) =
             (self.low.get_mut(position as usize), self.high.get_mut(position as usize))
@@ -191,7 +227,7 @@ impl Dedupe {
         loop {
             match self.slots[slot] {
                 0 => return Err(slot),
-                pointer if self.key(pointer - 1) == key => return Ok(slot),
+                pointer if self.holds(pointer - 1, key) => return Ok(slot),
                 _ => slot = self.after(slot),
             }
         }
@@ -304,11 +340,10 @@ mod tests {
                         // Loaded from what is remembered elsewhere, at least a whole window of it.
                         let from = (model.0.len() as u64).saturating_sub(window + kept);
                         dedupe = Dedupe::new(window, from, seed);
-                        for (offset, tag) in (from..).zip(&model.0[from as usize..]) {
-                            if *tag != 0 {
-                                dedupe.load(offset, *tag);
-                            }
-                        }
+                        let pairs: Vec<(u64, u128)> =
+                            (from..).zip(model.0[from as usize..].iter().copied()).collect();
+                        dedupe.load_all(&pairs);
+                        dedupe.load_all(&pairs); // what comes once more is left out
                         dedupe.skip_to(model.0.len() as u64);
                     }
                 }

@@ -191,16 +191,14 @@ fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy
         dedupe.skip_to(next);
         return dedupe;
     }
-    let mut load = |offset: u64, tag: u128| {
-        if tag != 0 && offset >= dedupe.next() && offset < next {
-            dedupe.load(offset, tag);
-        }
-    };
+    let mut pairs: Vec<(u64, u128)> = Vec::with_capacity(READ_TAGS);
     let mut in_ring = from;
     if let Some(ring) = ring {
         in_ring = ring.end();
         let read = ring.read(from, |offset, tags| {
-            (offset..).zip(tags).for_each(|(offset, tag)| load(offset, *tag));
+            pairs.clear();
+            pairs.extend((offset..next).zip(tags.iter().copied()));
+            dedupe.load_all(&pairs);
             Ok(())
         });
         if let Err(error) = read {
@@ -208,7 +206,6 @@ fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy
         }
     }
     let mut reader = log.reader(in_ring.max(from).max(log.first_offset()));
-    let mut pairs = Vec::with_capacity(READ_TAGS);
     loop {
         pairs.clear();
         let before = reader.position();
@@ -216,7 +213,7 @@ fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy
             tracing::warn!(%error, "tags in the log cannot be read; duplicates of these events may be missed");
             break;
         }
-        pairs.iter().for_each(|(offset, tag)| load(*offset, *tag));
+        dedupe.load_all(&pairs);
         if reader.position() <= before {
             break;
         }
