@@ -196,7 +196,8 @@ impl Dedupe {
 
     /// Whether `key` stands at `position`; nearly always the shorter part tells.
     fn holds(&self, position: u32, key: Key) -> bool {
-        self.high.get(position as usize) == Some(&key.high) && self.low.get(position as usize) == Some(&key.low)
+        self.high.get(position as usize) == Some(&key.high)
+            && self.low.get(position as usize) == Some(&key.low)
     }
 
     fn set_key(&mut self, position: u32, key: Key) {
