@@ -4,7 +4,7 @@
 //! main           this file: starts everything, then waits for a signal or for bad news
 //! ingest         HTTP connections and the group commit, on one current-thread runtime
 //! ledger, stock  checkpoints and freed segments; spare segments
-//! sink-<name>    one worker a sink
+//! sink-<name>-<n> the workers of a sink
 //! operations     a small runtime: every other route, timers, signals
 //! ```
 //!
@@ -29,7 +29,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, Listen, SinkConfig, SinkKind};
+use crate::config::{Config, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener};
@@ -37,7 +37,7 @@ use crate::log::LogError;
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
-use crate::worker::Worker;
+use crate::worker::{Availability, Worker};
 
 use drain::Drain;
 use lock::Lock;
@@ -125,10 +125,18 @@ pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) ->
     })?;
     let (stop_workers, workers_stop) = watch::channel(false);
     for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
-        let sink = open_sink(config, sink, &disk, resume)?;
-        let config = config.sinks[usize::from(id.0)].clone();
-        let worker = Worker { queue: queue.clone(), sink_id: id, config, sink, stop: workers_stop.clone() };
-        start_worker(worker, operations.clone(), &mut vigil)?;
+        let availability = Arc::new(Availability::new(sink));
+        for number in 0..sink.workers {
+            let worker = Worker {
+                queue: queue.clone(),
+                sink_id: id,
+                config: sink.clone(),
+                sink: open_sink(config, sink, &disk, resume.clone())?,
+                availability: availability.clone(),
+                stop: workers_stop.clone(),
+            };
+            start_worker(worker, number, operations.clone(), &mut vigil)?;
+        }
     }
     let stop_http = ingest.commit_for(committer, &mut vigil)?;
 
@@ -231,10 +239,7 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
         name: sink.name.clone(),
         kind: sink.kind.name(),
         starts_paused: sink.paused,
-        // Both write every event in order.
-        parks: match sink.kind {
-            SinkKind::JsonFile { .. } | SinkKind::Stdout => false,
-        },
+        parks: !sink.kind.keeps_order(),
     });
     // Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
     let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());
@@ -272,8 +277,8 @@ fn open_sink(
 }
 
 /// Workers read the log and the archive writes files, so each has a thread of its own.
-fn start_worker(worker: Worker, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
-    let name = format!("{}{}", drain::SINK, worker.config.name);
+fn start_worker(worker: Worker, number: u32, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
+    let name = format!("{}{}-{number}", drain::SINK, worker.config.name);
     vigil.start(&name, move || Ok(operations.block_on(worker.run())?))
 }
 

@@ -8,6 +8,7 @@
 //! range stand; `settings` gathers them from file, environment and flags; `units` spells sizes and
 //! durations; `print` writes a [`Config`] back as TOML.
 
+mod pattern;
 mod print;
 mod read;
 mod settings;
@@ -17,6 +18,8 @@ mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use pattern::Pattern;
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,10 +153,68 @@ pub struct SinkConfig {
     pub linger: Duration,
     /// A delivery that takes longer counts as failed.
     pub timeout: Duration,
+    /// Threads that deliver at the same time, each with its own instance of the sink; 1 where order
+    /// is kept.
+    pub workers: u32,
+    /// What becomes of an event that cannot be delivered.
+    pub retry: Retry,
+    /// Which events it gets.
+    pub filter: Filter,
     /// First wait after the target was unavailable.
     pub backoff_initial: Duration,
     /// Longest wait after the target was unavailable.
     pub backoff_max: Duration,
+}
+
+/// `sink.retry`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// An event that failed this often is given up.
+    pub max_attempts: u32,
+    /// Longest wait after an event's first attempt; it doubles with each further one.
+    pub initial: Duration,
+    /// Longest wait between two attempts.
+    pub max: Duration,
+    /// What becomes of an event that was given up.
+    pub exhausted: Exhausted,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: 10,
+            initial: Duration::from_millis(200),
+            max: Duration::from_secs(300),
+            exhausted: Exhausted::Record,
+        }
+    }
+}
+
+/// What becomes of an event that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// It stays in the failure table, for inspection and another try.
+    Record,
+    /// It is counted, logged and gone.
+    Drop,
+}
+
+/// `sink.filter`: a sink gets the events that match every pattern that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// For `type`.
+    pub event_type: Option<Pattern>,
+    /// For `source`.
+    pub source: Option<Pattern>,
+    /// For `subject`; an event without one does not match.
+    pub subject: Option<Pattern>,
+}
+
+impl Filter {
+    /// Whether every event matches.
+    pub fn is_open(&self) -> bool {
+        self.event_type.is_none() && self.source.is_none() && self.subject.is_none()
+    }
 }
 
 /// What a sink is, with what only that kind has.
@@ -170,6 +231,11 @@ pub enum SinkKind {
     },
     /// One line an event on standard output.
     Stdout,
+    /// A sink that the program around the daemon brings along; not configurable by file.
+    Embedded {
+        /// Whether its events must arrive in order, one batch after the other.
+        keeps_order: bool,
+    },
 }
 
 impl SinkKind {
@@ -178,7 +244,24 @@ impl SinkKind {
         match self {
             SinkKind::JsonFile { .. } => "json_file",
             SinkKind::Stdout => "stdout",
+            SinkKind::Embedded { .. } => "embedded",
         }
+    }
+
+    /// Whether its events must arrive in order, one batch after the other. Such a sink has one worker
+    /// and never parks an event to go on with the next one.
+    pub fn keeps_order(&self) -> bool {
+        match self {
+            SinkKind::JsonFile { .. } | SinkKind::Stdout => true,
+            SinkKind::Embedded { keeps_order } => *keeps_order,
+        }
+    }
+}
+
+impl SinkConfig {
+    /// The defaults for a sink that a program brings along under `name`.
+    pub fn embedded(name: &str) -> SinkConfig {
+        read::embedded(name)
     }
 }
 

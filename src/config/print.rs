@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::units::{show_duration, show_size};
-use super::{Config, Listen, LogFormat, SinkConfig, SinkKind};
+use super::{Config, Exhausted, Listen, LogFormat, SinkConfig, SinkKind};
 
 /// The whole configuration.
 pub(super) fn print(config: &Config) -> String {
@@ -72,6 +72,18 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     text(o, "timeout", &show_duration(sink.timeout));
     text(o, "backoff_initial", &show_duration(sink.backoff_initial));
     text(o, "backoff_max", &show_duration(sink.backoff_max));
+    bare(o, "workers", sink.workers);
+    bare(o, "retry.max_attempts", sink.retry.max_attempts);
+    text(o, "retry.initial", &show_duration(sink.retry.initial));
+    text(o, "retry.max", &show_duration(sink.retry.max));
+    text(o, "retry.exhausted", if sink.retry.exhausted == Exhausted::Drop { "drop" } else { "record" });
+    let filter = &sink.filter;
+    for (key, pattern) in [("type", &filter.event_type), ("source", &filter.source), ("subject", &filter.subject)]
+    {
+        if let Some(pattern) = pattern {
+            text(o, &format!("filter.{key}"), pattern.as_str());
+        }
+    }
 }
 
 /// Paths come from TOML, the environment or flags as UTF-8, so nothing is lost here.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
-    Config, ConfigError, Failures, Http, Ledger, Listen, LogFormat, Shutdown, SinkConfig, SinkKind,
-    Telemetry, Wal,
+    Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Pattern, Retry,
+    Shutdown, SinkConfig, SinkKind, Telemetry, Wal,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -227,7 +227,7 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
         SinkKind::JsonFile { path, .. } => {
             Some(path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>())
         }
-        SinkKind::Stdout => None,
+        SinkKind::Stdout | SinkKind::Embedded { .. } => None,
     };
     for (at, sink) in sinks.iter().enumerate() {
         if let Some(other) =
@@ -260,18 +260,15 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
         Some(_) => {}
     }
     // Every kind's keys are known to every sink, so that a key of another kind is not called unknown.
-    s.unsupported("filter", "");
-    s.unsupported("retry", "");
     s.unsupported("order_by", "");
     if kind == Some("webhook") || kind.is_none() {
-        for key in ["url", "workers", "compress", "path", "rotate_size", "rotate_every"] {
+        for key in ["url", "compress", "path", "rotate_size", "rotate_every"] {
             s.skip(key);
         }
-        common(s, String::new(), SinkKind::Stdout);
+        common(s, String::new(), SinkKind::Embedded { keeps_order: false });
         return None;
     }
     s.unsupported("url", "");
-    s.unsupported("workers", "1");
     let kind = match kind {
         Some("json_file") => {
             s.unsupported("compress", "none");
@@ -302,8 +299,24 @@ fn is_ours(path: &str) -> bool {
 fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
     let (batch, batch_bytes, linger) = match kind {
         SinkKind::JsonFile { .. } => (16_384, 4 * MIB, 20 * MS),
-        SinkKind::Stdout => (1_000, MIB, Duration::ZERO),
+        SinkKind::Stdout | SinkKind::Embedded { .. } => (1_000, MIB, Duration::ZERO),
     };
+    let workers = s.number("workers", 1..=64).unwrap_or(1) as u32;
+    if workers > 1 && kind.keeps_order() {
+        s.mistake(format!(
+            "sink `{name}`: `workers` = {workers} is not possible, because a {} sink keeps events in order; leave \
+             it at 1",
+            kind.name()
+        ));
+    }
+    let retry = retry(s, &name);
+    if retry != Retry::default() && kind.keeps_order() {
+        s.mistake(format!(
+            "sink `{name}`: `retry` would change nothing, because a {} sink keeps events in order and waits for \
+             the first that fails; `backoff_initial` and `backoff_max` say how long",
+            kind.name()
+        ));
+    }
     let backoff_initial = s.duration("backoff_initial", MS..=HOUR).unwrap_or(200 * MS);
     let backoff_max = s.duration("backoff_max", MS..=DAY);
     if backoff_max.is_some_and(|max| max < backoff_initial) {
@@ -317,7 +330,45 @@ fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
         batch_bytes: s.size("batch_bytes", KIB..=256 * MIB).unwrap_or(batch_bytes),
         linger: s.duration("linger", Duration::ZERO..=60 * SECOND).unwrap_or(linger),
         timeout: s.duration("timeout", MS..=HOUR).unwrap_or(60 * SECOND),
+        workers,
+        retry,
+        filter: filter(s),
         backoff_initial,
         backoff_max: backoff_max.unwrap_or((30 * SECOND).max(backoff_initial)),
     }
+}
+
+fn retry(s: &mut Section, name: &str) -> Retry {
+    s.table("retry");
+    let default = Retry::default();
+    let initial = s.duration("retry.initial", MS..=HOUR).unwrap_or(default.initial);
+    let max = s.duration("retry.max", MS..=DAY);
+    if max.is_some_and(|max| max < initial) {
+        s.mistake(format!("sink `{name}`: `retry.max` is shorter than `retry.initial`"));
+    }
+    let exhausted = [("record", Exhausted::Record), ("drop", Exhausted::Drop)];
+    Retry {
+        max_attempts: s
+            .number("retry.max_attempts", 1..=1_000_000)
+            .map_or(default.max_attempts, |attempts| attempts as u32),
+        initial,
+        max: max.unwrap_or(default.max.max(initial)),
+        exhausted: s.choice("retry.exhausted", &exhausted).unwrap_or(default.exhausted),
+    }
+}
+
+fn filter(s: &mut Section) -> Filter {
+    s.table("filter");
+    let mut pattern =
+        |key| s.parsed(key, "it must be a glob such as \"com.example.*\"", |text| Pattern::parse(text).ok());
+    Filter {
+        event_type: pattern("filter.type"),
+        source: pattern("filter.source"),
+        subject: pattern("filter.subject"),
+    }
+}
+
+/// The defaults of a sink that is not configured by file.
+pub(super) fn embedded(name: &str) -> SinkConfig {
+    common(&mut Section::default(), name.to_owned(), SinkKind::Embedded { keeps_order: false })
 }

@@ -129,7 +129,7 @@ impl Settings {
             match path.split_once("__") {
                 Some(("sink", key)) => self.sink_env.push((key.to_owned(), setting)),
                 Some((section, key)) => {
-                    self.section_mut(section).settings.insert(key.to_owned(), setting);
+                    self.section_mut(section).settings.insert(key.replace("__", "."), setting);
                 }
                 None if path == "data_dir" => {
                     self.root.settings.insert(path, setting);
@@ -187,7 +187,7 @@ impl Settings {
             let mut matching = sinks.iter_mut().filter(|sink| named(sink, wanted));
             match (matching.next(), matching.next()) {
                 (Some(sink), None) => {
-                    sink.settings.insert(key.to_owned(), setting);
+                    sink.settings.insert(key.replace("__", "."), setting);
                 }
                 (None, _) => self.mistakes.push(format!("{}: no sink is named `{wanted}`", setting.origin)),
                 (Some(_), Some(_)) => {
@@ -279,9 +279,22 @@ impl Section {
     }
 
     fn fill(&mut self, table: DeTable<'_>, origin: &impl Fn(usize) -> Origin) {
+        self.fill_below("", table, origin);
+    }
+
+    /// The keys of a table within are dotted: `retry = { max = "1m" }` is `retry.max`.
+    fn fill_below(&mut self, prefix: &str, table: DeTable<'_>, origin: &impl Fn(usize) -> Origin) {
         for (key, value) in table {
-            let setting = Setting { origin: origin(key.span().start), raw: raw(value.into_inner()) };
-            self.settings.insert(key.into_inner().into_owned(), setting);
+            let origin_here = origin(key.span().start);
+            let key = format!("{prefix}{}", key.into_inner());
+            match value.into_inner() {
+                DeValue::Table(inner) if !inner.is_empty() => {
+                    self.fill_below(&format!("{key}."), inner, origin);
+                }
+                value => {
+                    self.settings.insert(key, Setting { origin: origin_here, raw: raw(value) });
+                }
+            }
         }
     }
 
@@ -385,6 +398,16 @@ impl Section {
                 self.wrong(key, &setting, format_args!("it must be {wanted} in the range {bounds}"));
                 None
             }
+        }
+    }
+
+    /// A key that can only hold others; an empty table is fine. Asked for besides its keys, which
+    /// are dotted.
+    pub(super) fn table(&mut self, key: &'static str) {
+        if let Some(setting) = self.take(key)
+            && !matches!(setting.raw, Raw::Other("a table"))
+        {
+            self.wrong(key, &setting, "it must be a table");
         }
     }
 

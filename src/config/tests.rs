@@ -65,6 +65,8 @@ fn what_check_prints_reads_back_the_same() {
         type = "json_file"
         path = "/srv/keep"
         rotate_every = "90m"
+        workers = 1
+        filter = { type = 'a"*\b', source = "/x/*", subject = "{a,b}" }
     "#;
     for config in [Config::default(), from_file(rich).unwrap()] {
         assert_eq!(from_file(&config.to_toml()).unwrap(), config, "{}", config.to_toml());
@@ -107,16 +109,35 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
         ),
         (
             "[[sink]]\nname = \"a\"\ntype = \"json_file\"\nworkers = 4",
-            &["`sink.a.workers` = 4", "not supported"],
+            &["sink `a`", "`workers` = 4", "keeps events in order"],
+        ),
+        ("[[sink]]\nname = \"a\"\ntype = \"stdout\"\nworkers = 65", &["`sink.a.workers` = 65", "1 to 64"]),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { type = \"[\" }",
+            &["line 4", "`sink.a.filter.type`", "glob"],
         ),
         (
-            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { type = \"x\" }",
-            &["filter", "not supported"],
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { typ = \"x\" }",
+            &["`sink.filter.typ`", "`sink.filter.type`"],
         ),
+        ("[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = \"x\"", &["`sink.a.filter`", "a table"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nretry = { initial = \"1s\" }",
-            &["retry", "not supported"],
+            &["sink `a`", "`retry` would change nothing", "backoff_max"],
         ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nretry = { initial = \"1s\", max = \"1ms\" }",
+            &["`retry.max` is shorter"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nretry = { exhausted = \"forget\" }",
+            &["`sink.a.retry.exhausted`", "\"record\" or \"drop\""],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\norder_by = \"subject\"",
+            &["order_by", "not supported"],
+        ),
+        ("[http]\nlisten = { a = 1 }", &["line 2", "`http.listen.a`"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nbatchh = 1",
             &["line 4", "`sink.batchh`", "`sink.batch`"],
@@ -155,6 +176,27 @@ fn one_run_names_every_mistake() {
 fn settings_that_change_nothing_are_taken_although_the_feature_is_missing() {
     let text = "[failures]\nbudget = \"2MiB\"\n[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"none\"\nworkers = 1";
     assert_eq!(from_file(text).unwrap().failures.budget_bytes, 2 << 20);
+}
+
+#[test]
+fn tables_within_a_sink_may_be_inline_dotted_or_from_the_environment() {
+    let sink = "[[sink]]\nname = \"a\"\ntype = \"stdout\"\n";
+    for more in ["filter = { type = \"x\" }", "filter.type = \"x\"", "[sink.filter]\ntype = \"x\""] {
+        let config = from_file(&format!("{sink}{more}")).unwrap();
+        assert_eq!(config.sinks[0].filter.event_type.as_ref().unwrap().as_str(), "x", "{more}");
+    }
+    let config = from_env(&[("EVENTFLOW_SINK__ARCHIVE__FILTER__SUBJECT", "y")]).unwrap();
+    assert_eq!(config.sinks[0].filter.subject.as_ref().unwrap().as_str(), "y");
+    assert!(from_file(&format!("{sink}retry = {{}}\nfilter = {{}}")).unwrap().sinks[0].filter.is_open());
+}
+
+#[test]
+fn an_embedded_sink_has_the_defaults_of_the_contract() {
+    let sink = SinkConfig::embedded("mine");
+    assert_eq!((sink.workers, sink.retry.max_attempts), (1, 10));
+    assert_eq!((sink.retry.initial, sink.retry.max), (Duration::from_millis(200), Duration::from_secs(300)));
+    assert_eq!(sink.retry.exhausted, Exhausted::Record);
+    assert!(sink.filter.is_open() && !sink.kind.keeps_order());
 }
 
 #[test]
@@ -213,7 +255,7 @@ fn every_printed_key_is_settable_by_environment_too() {
                 name => format!("{}__", name.to_uppercase()),
             };
         } else if let Some((key, value)) = line.split_once(" = ") {
-            let name = format!("EVENTFLOW_{section}{}", key.to_uppercase());
+            let name = format!("EVENTFLOW_{section}{}", key.to_uppercase().replace('.', "__"));
             assert_eq!(from_env(&[(&name, value.trim_matches('"'))]).unwrap(), config, "{name}");
         }
     }

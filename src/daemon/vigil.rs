@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use super::Error;
 
-/// More than a configuration can ask for (256 sinks); a bound for the channel.
-const MOST_WATCHED: usize = 512;
+/// More than a configuration can ask for (256 sinks with 64 workers each); a bound for the channel.
+const MOST_WATCHED: usize = 256 * 64 + 64;
 
 /// Hears of every end.
 #[derive(Debug)]

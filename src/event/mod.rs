@@ -189,6 +189,15 @@ impl StoredBatch {
         self.spans.is_empty()
     }
 
+    /// The events at these positions, which ascend, over the same buffer.
+    ///
+    /// # Panics
+    /// When a position is not below [`StoredBatch::len`].
+    pub fn part(&self, positions: impl IntoIterator<Item = usize>) -> StoredBatch {
+        let spans = positions.into_iter().map(|at| self.spans[at]).collect();
+        StoredBatch { buffer: self.buffer.clone(), spans }
+    }
+
     /// The events in offset order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = StoredEvent<'_>> + DoubleEndedIterator {
         self.spans.iter().map(|s| StoredEvent {

@@ -25,7 +25,12 @@ pub trait Sink: Send {
     /// Delivers `batch`, in order where the sink needs order.
     ///
     /// When this returns [`Delivery`], what it calls delivered is durable at the target, as far as
-    /// the target can promise that. Dropping the future (a timeout) means nothing is known.
+    /// the target can promise that. Dropping the future (a timeout) means nothing is known. A sink
+    /// that was timed out or has panicked is called again; where single events may be parked, first
+    /// with parts of the same batch, until those are found that do it.
+    ///
+    /// Only a sink that keeps order is called without any event: a token may move past offsets that
+    /// hold nothing for it.
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliverFuture<'a>;
 
     /// Called once after the last delivery of an orderly stop; a failure is only logged, because
@@ -43,8 +48,8 @@ pub type DeliverFuture<'a> = Pin<Box<dyn Future<Output = Result<Delivery, Unavai
 pub struct Batch {
     /// The events, ascending.
     pub events: StoredBatch,
-    /// Offsets inside this batch's range that are void: nothing was ever accepted there, or damage
-    /// took it. Ascending, disjoint.
+    /// Offsets inside this batch's range that hold nothing for this sink: nothing was ever accepted
+    /// there, damage took it, or the sink's filter does not match it. Ascending, disjoint.
     pub voids: Vec<Range<u64>>,
 }
 
@@ -54,7 +59,7 @@ pub struct Delivery {
     /// What became of each event.
     pub outcomes: Outcomes,
     /// Where the sink stands now; stored in the same ledger record as the checkpoint and handed
-    /// back on open. At most [`MAX_TOKEN_BYTES`].
+    /// back on open. Only of use to a sink that keeps order. At most [`MAX_TOKEN_BYTES`].
     pub token: Option<Vec<u8>>,
 }
 
@@ -80,6 +85,8 @@ pub enum Outcome {
     Retry {
         /// Why, for the failure table.
         reason: String,
+        /// How long the target asked to be left alone with it.
+        retry_after: Option<Duration>,
     },
     /// It will never succeed.
     Reject {
@@ -140,5 +147,9 @@ pub fn open(
             Ok(Box::new(json_file::JsonFile::open(disk, options, resume)?))
         }
         SinkKind::Stdout => Ok(Box::new(stdout::Stdout::new())),
+        SinkKind::Embedded { .. } => Err(SinkError {
+            sink: config.name.clone(),
+            reason: "a sink of this kind exists only in the program that brings it along".to_owned(),
+        }),
     }
 }

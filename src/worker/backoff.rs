@@ -3,6 +3,21 @@
 
 use std::time::Duration;
 
+/// The longest that a target's own wish is heeded, beyond whatever is configured: long enough for any
+/// quota, and one confused header cannot stop a sink for a year.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
+
+/// The wait after `tries` + 1 tries in vain. `random` decides within the range; `asked` is how long the
+/// target wants to be left alone at least, and is kept, up to an hour.
+pub fn wait(initial: Duration, max: Duration, tries: u32, random: u64, asked: Option<Duration>) -> Duration {
+    let doubled = initial.saturating_mul(1u32.checked_shl(tries).unwrap_or(u32::MAX));
+    let ceiling = doubled.min(max);
+    // Full jitter: anything between nothing and the ceiling, so that clients that failed together
+    // do not come back together.
+    let fraction = random as f64 / u64::MAX as f64;
+    ceiling.mul_f64(fraction).max(asked.unwrap_or_default().min(LONGEST_ASKED.max(max)))
+}
+
 /// Counts tries in vain and says how long to wait after each.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
@@ -12,7 +27,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A backoff whose first wait is below `initial` and whose waits are never above `max`.
+    /// A backoff whose first wait is below `initial` and whose waits are never above `max`, unless the
+    /// target asks for more.
     pub fn new(initial: Duration, max: Duration) -> Self {
         Self { initial, max, tries: 0 }
     }
@@ -22,16 +38,11 @@ impl Backoff {
         self.tries = 0;
     }
 
-    /// The wait after one more try in vain. `random` decides within the range; `asked` is how long the
-    /// target wants to be left alone at least, and holds up to `max`.
+    /// The wait after one more try in vain; see [`wait`].
     pub fn next(&mut self, random: u64, asked: Option<Duration>) -> Duration {
-        let doubled = self.initial.saturating_mul(1u32.checked_shl(self.tries).unwrap_or(u32::MAX));
-        let ceiling = doubled.min(self.max);
-        self.tries = self.tries.saturating_add(1);
-        // Full jitter: anything between nothing and the ceiling, so that clients that failed together
-        // do not come back together.
-        let fraction = random as f64 / u64::MAX as f64;
-        ceiling.mul_f64(fraction).max(asked.unwrap_or_default().min(self.max))
+        let tries = self.tries;
+        self.tries = tries.saturating_add(1);
+        wait(self.initial, self.max, tries, random, asked)
     }
 }
 
@@ -70,9 +81,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_target_asked_for_is_a_lower_bound_within_the_maximum() {
+    fn what_the_target_asked_for_is_kept_up_to_an_hour() {
         let mut backoff = Backoff::new(INITIAL, MAX);
         assert_eq!(backoff.next(0, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(backoff.next(0, Some(Duration::from_secs(7000))), MAX);
+        assert_eq!(backoff.next(u64::MAX, Some(Duration::from_millis(1))), INITIAL * 2);
+        assert_eq!(backoff.next(0, Some(2 * MAX)), 2 * MAX);
+        assert_eq!(backoff.next(0, Some(Duration::MAX)), LONGEST_ASKED);
     }
 }

@@ -1,48 +1,50 @@
-//! Workers: claim → deliver → resolve, one OS thread a sink.
+//! Workers: claim → deliver → resolve, an OS thread each, `workers` of them a sink.
 //!
-//! A worker asks the queue for a range of events, hands them to its sink and hands the sink's
-//! answer back. It holds no state that matters: whatever it has when it panics, is cancelled or
-//! is killed goes back to the queue by itself ([`Claim`] returns on drop).
+//! A worker asks the queue for events, hands those that pass the filter to its sink, and turns the
+//! sink's answer into each event's fate. It holds no state that matters: whatever it has when it
+//! panics, is cancelled or is killed goes back to the queue by itself ([`Claim`] returns on drop).
 //!
 //! ```text
-//!        ┌──────────────────────── claim ◄──────────────┐
-//!        ▼ nothing more: draining                       │
-//!     close, end      ┌── answered ──── resolve ── linger┤
-//!                     │                                 │
-//!        deliver ─────┼── unavailable ── give back ─ back off
-//!                     │                                 │
-//!                     └── panic, timeout ─ give back ───┘
+//!        ┌──────────────────────── claim ◄─────────────────────────────┐
+//!        ▼ nothing more: draining    │                                 │
+//!     close, end                   filter ── skipped                   │
+//!                                    │                                 │
+//!        ┌── each event: delivered, retry, dead, dropped ── resolve ── linger
+//!        │                           │                                 │
+//!     attempt ───────────────── unavailable ── give back ────────── back off
 //! ```
 //!
+//! * `filter`: which events a sink gets; `policy`: what follows from an outcome; both pure.
+//! * `attempt`: the call itself, with panics and timeouts fenced, and the bad event of a batch found.
+//! * `availability`: one outage for all workers of a sink; `backoff`: how long to wait.
+//!
 //! Each runs on a thread of its own, because reading the log and writing the archive block; what
-//! waits (timers, sockets) is driven by the runtime whose handle it gets. It ends when the queue
-//! drains or its storage has failed; whoever holds the handle must take any other end for a bug.
+//! waits (timers, sockets) is driven by the runtime that polls it. It ends when the queue drains or
+//! its storage has failed; whoever holds the handle must take any other end for a bug.
 
+mod attempt;
+mod availability;
 pub mod backoff;
+mod filter;
+mod policy;
 
 #[cfg(test)]
 mod tests;
 
-use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
 
 use crate::config::SinkConfig;
 use crate::event::Micros;
-use crate::queue::{Claim, ClaimLimit, Fate, Fates, Queue, QueueError, Resolution, SinkId};
-use crate::sink::{Batch, Delivery, Outcome, Outcomes, Sink, Unavailable};
+use crate::queue::{Claim, ClaimLimit, Fate, Fates, Origin, Queue, QueueError, Resolution, SinkId};
+use crate::sink::{Batch, Outcome, Outcomes, Sink, Unavailable};
 
-use backoff::Backoff;
+use attempt::{Fenced, Tried};
+pub use availability::Availability;
 
 /// What a worker is made of.
 pub struct Worker {
@@ -52,8 +54,10 @@ pub struct Worker {
     pub sink_id: SinkId,
     /// That sink's limits.
     pub config: SinkConfig,
-    /// Where events go.
+    /// Where events go; an instance of its own.
     pub sink: Box<dyn Sink>,
+    /// What all workers of this sink know of its target.
+    pub availability: Arc<Availability>,
     /// Turns true when the daemon drains: waits are cut short, nothing more is claimed, and a
     /// delivery under way may finish.
     pub stop: watch::Receiver<bool>,
@@ -62,140 +66,212 @@ pub struct Worker {
 /// A source of random numbers; injected, so that tests decide every wait.
 type Entropy = Box<dyn FnMut() -> u64 + Send>;
 
-impl Worker {
-    /// Starts the worker on a thread of its own; timers and sockets are driven by `runtime`.
-    pub fn spawn(self, runtime: Handle) -> io::Result<JoinHandle<Result<(), QueueError>>> {
-        let name = format!("sink-{}", self.config.name);
-        std::thread::Builder::new().name(name).spawn(move || runtime.block_on(self.run()))
-    }
+/// The time of day; injected, because due times are kept beyond this process's life.
+type Clock = Box<dyn Fn() -> Micros + Send>;
 
+impl Worker {
     /// Claims and delivers until the queue drains (`Ok`) or its storage has failed.
     pub async fn run(self) -> Result<(), QueueError> {
-        self.run_with(Box::new(random)).await
+        self.run_with(Box::new(random), Box::new(Micros::now)).await
     }
 
-    async fn run_with(self, entropy: Entropy) -> Result<(), QueueError> {
-        let backoff = Backoff::new(self.config.backoff_initial, self.config.backoff_max);
-        let mut run = Run { worker: self, backoff, entropy, backing_off: false };
+    async fn run_with(self, entropy: Entropy, clock: Clock) -> Result<(), QueueError> {
+        let Worker { queue, sink_id, config, sink, availability, stop } = self;
+        let sink = Fenced::new(sink, config.clone(), stop.clone());
+        let most = config.batch as usize;
+        let mut run = Run { queue, sink_id, config, sink, availability, stop, entropy, clock, most };
         let ended = run.claim_and_deliver().await;
-        run.close();
+        run.sink.close();
         ended
     }
 }
 
 /// A worker at work.
 struct Run {
-    worker: Worker,
-    backoff: Backoff,
+    queue: Arc<dyn Queue>,
+    sink_id: SinkId,
+    config: SinkConfig,
+    sink: Fenced,
+    availability: Arc<Availability>,
+    stop: watch::Receiver<bool>,
     entropy: Entropy,
-    /// Whether the queue was last told that this sink waits.
-    backing_off: bool,
+    clock: Clock,
+    /// Most events of a claim at the moment: fewer than configured after the sink broke on everything.
+    most: usize,
 }
 
 impl Run {
     async fn claim_and_deliver(&mut self) -> Result<(), QueueError> {
-        let queue = self.worker.queue.clone();
-        let sink_id = self.worker.sink_id;
-        let limit = ClaimLimit {
-            events: self.worker.config.batch as usize,
-            bytes: usize::try_from(self.worker.config.batch_bytes).unwrap_or(usize::MAX),
-        };
-        while !*self.worker.stop.borrow() {
-            let claim = match queue.claim(sink_id, limit).await {
+        let queue = self.queue.clone();
+        while !*self.stop.borrow() {
+            if let Some(until) = self.availability.down_until(Instant::now()) {
+                self.wait_until(until).await;
+                continue;
+            }
+            let limit = self.limit();
+            let claim = match queue.claim(self.sink_id, limit).await {
                 Ok(Some(claim)) => claim,
                 Ok(None) => return Ok(()),
                 Err(failed @ QueueError::StorageFailed(_)) => return Err(failed),
                 Err(unread @ QueueError::Read { .. }) => {
-                    self.back_off(Unavailable { reason: unread.to_string(), retry_after: None }).await;
+                    self.back_off(Unavailable { reason: unread.to_string(), retry_after: None });
                     continue;
                 }
             };
-            match self.deliver(&claim.batch).await {
-                Ok(delivery) => self.finish(claim, delivery, limit).await,
-                Err(unavailable) => {
-                    drop(claim); // back to the queue before the wait, so that status counts it as pending
-                    self.back_off(unavailable).await;
-                }
+            // Another worker may have met an outage while this one waited for events.
+            if self.availability.down_until(Instant::now()).is_none() {
+                self.handle(claim, limit).await;
             }
         }
         Ok(())
     }
 
-    /// One delivery, fenced: a panic or a timeout becomes an answer like any other.
-    async fn deliver(&mut self, batch: &Batch) -> Result<Delivery, Unavailable> {
-        let sink = &mut self.worker.sink;
-        let attempt = fenced(async move { sink.deliver(batch).await });
-        let timeout = self.worker.config.timeout;
-        let reason = match tokio::time::timeout(timeout, attempt).await {
-            Ok(Ok(answer)) => return answer.and_then(|delivery| checked(delivery, batch)),
-            Ok(Err(panic)) => {
-                error!(
-                    sink = self.worker.config.name,
-                    panic, "sink panicked; its events go back to the queue"
-                );
-                format!("the sink panicked: {panic}")
-            }
-            Err(_) => format!("no answer within {}", humantime::format_duration(timeout)),
-        };
-        Err(Unavailable { reason, retry_after: None })
+    fn limit(&self) -> ClaimLimit {
+        ClaimLimit {
+            events: self.most,
+            bytes: usize::try_from(self.config.batch_bytes).unwrap_or(usize::MAX),
+        }
     }
 
-    async fn finish(&mut self, claim: Claim, delivery: Delivery, limit: ClaimLimit) {
-        let emptied = emptied_the_queue(&claim.batch, limit);
-        let fates = fates(&claim, delivery.outcomes);
-        claim.resolve(Resolution { fates, token: delivery.token });
-        self.backoff.reset();
-        if std::mem::take(&mut self.backing_off) {
-            info!(sink = self.worker.config.name, "sink available again");
-            self.worker.queue.set_backing_off(self.worker.sink_id, None);
+    async fn handle(&mut self, claim: Claim, limit: ClaimLimit) {
+        // A row of the failure table matched when it was parked; an operator takes it out, not a filter.
+        let selected = match claim.origin {
+            Origin::Log(_) => filter::select(&self.config.filter, &claim.batch),
+            Origin::FailureTable => None,
+        };
+        let batch = selected.as_ref().map_or(&claim.batch, |selected| &selected.batch);
+        let tried = if batch.events.is_empty() && !self.config.kind.keeps_order() {
+            Tried::default()
+        } else {
+            self.sink.attempt(batch).await
+        };
+        let Tried { outcomes, token, unavailable, answered } = tried;
+        self.most = match (self.sink.is_broken(), answered) {
+            (true, _) => 1,
+            (false, true) => self.most.saturating_mul(2).min(self.config.batch as usize),
+            (false, false) => self.most,
+        };
+        let emptied = matches!(claim.origin, Origin::Log(_)) && emptied_the_queue(&claim.batch, limit);
+        if unavailable.is_some() && matches!(&outcomes, Outcomes::Each(each) if each.is_empty()) {
+            drop(claim); // back to the queue before the wait, so that status counts it as pending
+        } else {
+            let positions = selected.map(|selected| selected.positions);
+            let fates = self.fates(&claim, positions, outcomes);
+            self.report(&claim, &fates);
+            claim.resolve(Resolution { fates, token });
+        }
+        match unavailable {
+            Some(unavailable) => self.back_off(unavailable),
+            None if answered => self.is_back(),
+            None => {}
         }
         // A wake-up and a sync for every few events would cost the ingest more than they give.
-        if emptied && !self.worker.config.linger.is_zero() {
-            self.wait(self.worker.config.linger).await;
+        if emptied && !self.config.linger.is_zero() {
+            self.wait(tokio::time::sleep(self.config.linger)).await;
         }
     }
 
-    async fn back_off(&mut self, unavailable: Unavailable) {
-        let wait = self.backoff.next((self.entropy)(), unavailable.retry_after);
-        if std::mem::replace(&mut self.backing_off, true) {
-            debug!(
-                sink = self.worker.config.name,
-                reason = unavailable.reason,
-                ?wait,
-                "sink still unavailable"
-            );
-        } else {
-            warn!(
-                sink = self.worker.config.name,
-                reason = unavailable.reason,
-                "sink unavailable; its events wait in the log"
-            );
+    /// Each claimed event's fate, from the outcomes of those at `positions` (all, if there are none).
+    fn fates(&mut self, claim: &Claim, positions: Option<Vec<usize>>, outcomes: Outcomes) -> Fates {
+        let mut outcomes: Box<dyn Iterator<Item = Outcome>> = match outcomes {
+            Outcomes::AllDelivered if positions.is_none() => return Fates::AllDelivered,
+            Outcomes::AllDelivered => Box::new(std::iter::repeat(Outcome::Delivered)),
+            Outcomes::Each(each) => Box::new(each.into_iter()),
+        };
+        let now = (self.clock)();
+        let mut positions = positions.map(|positions| positions.into_iter().peekable());
+        let mut fates = Vec::with_capacity(claim.batch.events.len());
+        for at in 0..claim.batch.events.len() {
+            if positions.as_mut().is_some_and(|positions| positions.next_if_eq(&at).is_none()) {
+                fates.push(Fate::Skipped);
+                continue;
+            }
+            // What was not tried is the end of the batch; without a fate it goes back.
+            let Some(outcome) = outcomes.next() else { break };
+            let random = (self.entropy)();
+            fates.push(policy::fate(&self.config.retry, outcome, claim.attempts(at), now, random));
         }
-        self.worker.queue.set_backing_off(self.worker.sink_id, Some(unavailable.reason));
-        self.wait(wait).await;
+        Fates::Each(fates)
+    }
+
+    /// One line for what a batch lost, if anything: the failure table has the rest.
+    fn report(&self, claim: &Claim, fates: &Fates) {
+        let Fates::Each(fates) = fates else { return };
+        let (mut dead, mut dropped) = (Given::default(), Given::default());
+        for (event, fate) in claim.batch.events.iter().zip(fates) {
+            match fate {
+                Fate::Dead { reason, .. } => dead.add(event.offset, reason),
+                Fate::Dropped { reason } => {
+                    debug!(sink = self.config.name, offset = event.offset, reason, "event dropped");
+                    dropped.add(event.offset, reason);
+                }
+                Fate::Delivered | Fate::Skipped | Fate::Retry { .. } => {}
+            }
+        }
+        let sink = &self.config.name;
+        if let Given { events: events @ 1.., first_offset, reason } = dead {
+            warn!(sink, events, first_offset, reason, "events given up; they stay in the failure table");
+        }
+        if let Given { events: events @ 1.., first_offset, reason } = dropped {
+            warn!(sink, events, first_offset, reason, "events dropped, as this sink's policy says");
+        }
+    }
+
+    fn is_back(&self) {
+        if self.availability.worked() {
+            info!(sink = self.config.name, "sink available again");
+            self.queue.set_backing_off(self.sink_id, None);
+        }
+    }
+
+    /// Notes an outage; the wait comes before the next claim.
+    fn back_off(&mut self, Unavailable { reason, retry_after }: Unavailable) {
+        let Some(down) = self.availability.failed(Instant::now(), (self.entropy)(), retry_after) else {
+            return;
+        };
+        let wait = down.wait;
+        if down.is_new {
+            warn!(sink = self.config.name, reason, "sink unavailable; its events wait in the log");
+        } else {
+            debug!(sink = self.config.name, reason, ?wait, "sink still unavailable");
+        }
+        self.queue.set_backing_off(self.sink_id, Some(reason));
+    }
+
+    async fn wait_until(&mut self, until: Instant) {
+        let availability = self.availability.clone();
+        self.wait(availability.wait_until(until)).await;
     }
 
     /// Waits, but not beyond the beginning of the drain.
-    async fn wait(&mut self, time: Duration) {
-        let stopped = self.worker.stop.wait_for(|stop| *stop);
-        let _ = tokio::time::timeout(time, async {
-            // A daemon that is gone without a word sends no stop; then only time counts.
-            if stopped.await.is_err() {
+    async fn wait(&mut self, what: impl Future<Output = ()>) {
+        let stopped = async {
+            // A daemon that is gone without a word sends no stop; then only the wait itself counts.
+            if self.stop.wait_for(|stop| *stop).await.is_err() {
                 std::future::pending::<()>().await;
             }
-        })
-        .await;
-    }
-
-    fn close(&mut self) {
-        let sink = &mut self.worker.sink;
-        match catch_unwind(AssertUnwindSafe(|| sink.close())) {
-            Ok(Ok(())) => debug!(sink = self.worker.config.name, "sink closed"),
-            Ok(Err(error)) => warn!(%error, "closing a sink failed; what it delivered is safe"),
-            Err(_) => {
-                error!(sink = self.worker.config.name, "sink panicked on close; what it delivered is safe");
-            }
+        };
+        tokio::select! {
+            () = what => {}
+            () = stopped => {}
         }
+    }
+}
+
+/// Events that met the same end, for a line in the log.
+#[derive(Default)]
+struct Given<'a> {
+    events: u64,
+    first_offset: u64,
+    reason: &'a str,
+}
+
+impl<'a> Given<'a> {
+    fn add(&mut self, offset: u64, reason: &'a str) {
+        if self.events == 0 {
+            (self.first_offset, self.reason) = (offset, reason);
+        }
+        self.events += 1;
     }
 }
 
@@ -204,53 +280,6 @@ impl Run {
 fn emptied_the_queue(batch: &Batch, limit: ClaimLimit) -> bool {
     let bytes: usize = batch.events.iter().map(|event| event.json.len()).sum();
     batch.events.len() < limit.events && bytes < limit.bytes / 2
-}
-
-/// Refuses an answer that does not speak of every event: a sink's bug must not lose any.
-fn checked(delivery: Delivery, batch: &Batch) -> Result<Delivery, Unavailable> {
-    match &delivery.outcomes {
-        Outcomes::Each(outcomes) if outcomes.len() != batch.events.len() => Err(Unavailable {
-            reason: format!(
-                "the sink answered {} outcomes for {} events; this is a bug in it",
-                outcomes.len(),
-                batch.events.len()
-            ),
-            retry_after: None,
-        }),
-        _ => Ok(delivery),
-    }
-}
-
-/// What the sink's answer means for each event.
-fn fates(claim: &Claim, outcomes: Outcomes) -> Fates {
-    let Outcomes::Each(outcomes) = outcomes else { return Fates::AllDelivered };
-    let fate = |(index, outcome)| {
-        let attempts = claim.attempts(index).saturating_add(1);
-        match outcome {
-            Outcome::Delivered => Fate::Delivered,
-            Outcome::Retry { reason } => Fate::Retry { reason, attempts, due_at: Micros::now() },
-            Outcome::Reject { reason } => Fate::Dead { reason, attempts },
-        }
-    };
-    Fates::Each(outcomes.into_iter().enumerate().map(fate).collect())
-}
-
-/// Polls a future to its end; a panic in it becomes `Err` with the panic's message.
-async fn fenced<T>(future: impl Future<Output = T>) -> Result<T, String> {
-    let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Ok),
-            // It is never polled again: `Ready` ends it here.
-            Err(panic) => Poll::Ready(Err(message_of(panic.as_ref()))),
-        }
-    })
-    .await
-}
-
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 /// A random number from the standard library's hash keys, which is all that jitter needs.

@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgs, Exit, Failure, count};
-use crate::config::{Config, SinkKind};
+use crate::config::{Config, SinkConfig, SinkKind};
 use crate::disk::RealDisk;
 use crate::log::{OfflineReader, Stream};
 
@@ -114,13 +114,15 @@ fn join<W: Write>(
     Join::new(&disk, root, filter, tail, out).run()
 }
 
-/// Where the first archive that is configured stands.
+/// Where the first archive that is configured stands; one that holds everything is preferred.
 fn archive_of(config: &Config) -> PathBuf {
-    let configured = config.sinks.iter().find_map(|sink| match &sink.kind {
-        SinkKind::JsonFile { path, .. } => Some(path.as_path()),
-        SinkKind::Stdout => None,
-    });
-    config.data_dir.join(configured.unwrap_or(Path::new("archive")))
+    let archive = |sink: &'_ SinkConfig| match &sink.kind {
+        SinkKind::JsonFile { path, .. } => Some(path.clone()),
+        SinkKind::Stdout | SinkKind::Embedded { .. } => None,
+    };
+    let whole = config.sinks.iter().filter(|sink| sink.filter.is_open()).find_map(archive);
+    let configured = whole.or_else(|| config.sinks.iter().find_map(archive));
+    config.data_dir.join(configured.unwrap_or_else(|| PathBuf::from("archive")))
 }
 
 /// Words for standard error: damage always, the tally where the events went to a file.
