@@ -78,7 +78,8 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     text(o, "retry.max", &show_duration(sink.retry.max));
     text(o, "retry.exhausted", if sink.retry.exhausted == Exhausted::Drop { "drop" } else { "record" });
     let filter = &sink.filter;
-    for (key, pattern) in [("type", &filter.event_type), ("source", &filter.source), ("subject", &filter.subject)]
+    for (key, pattern) in
+        [("type", &filter.event_type), ("source", &filter.source), ("subject", &filter.subject)]
     {
         if let Some(pattern) = pattern {
             text(o, &format!("filter.{key}"), pattern.as_str());

@@ -133,10 +133,7 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nretry = { exhausted = \"forget\" }",
             &["`sink.a.retry.exhausted`", "\"record\" or \"drop\""],
         ),
-        (
-            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\norder_by = \"subject\"",
-            &["order_by", "not supported"],
-        ),
+        ("[[sink]]\nname = \"a\"\ntype = \"stdout\"\norder_by = \"subject\"", &["order_by", "not supported"]),
         ("[http]\nlisten = { a = 1 }", &["line 2", "`http.listen.a`"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nbatchh = 1",

@@ -106,7 +106,8 @@ impl Fenced {
                     if self.is_broken() {
                         tried.unavailable = Some(Unavailable { reason: reason.clone(), retry_after: None });
                     }
-                    outcomes.extend(part.map(|_| Outcome::Retry { reason: reason.clone(), retry_after: None }));
+                    outcomes
+                        .extend(part.map(|_| Outcome::Retry { reason: reason.clone(), retry_after: None }));
                 }
                 Some(_) => {
                     let middle = part.start + part.len() / 2;

@@ -102,11 +102,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn availability() -> Availability {
-        let config = SinkConfig {
-            backoff_initial: SECOND,
-            backoff_max: 60 * SECOND,
-            ..SinkConfig::embedded("test")
-        };
+        let config =
+            SinkConfig { backoff_initial: SECOND, backoff_max: 60 * SECOND, ..SinkConfig::embedded("test") };
         Availability::new(&config)
     }
 

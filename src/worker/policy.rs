@@ -35,12 +35,7 @@ mod tests {
     const NOW: Micros = Micros(1_000_000);
 
     fn policy(exhausted: Exhausted) -> Retry {
-        Retry {
-            max_attempts: 3,
-            initial: Duration::from_secs(1),
-            max: Duration::from_secs(60),
-            exhausted,
-        }
+        Retry { max_attempts: 3, initial: Duration::from_secs(1), max: Duration::from_secs(60), exhausted }
     }
 
     fn failed(retry_after: Option<Duration>) -> Outcome {

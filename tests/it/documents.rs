@@ -52,7 +52,8 @@ fn the_configuration_page_lists_every_key_with_its_default() {
         let cells: Vec<&str> = line.split('|').map(|c| c.trim().trim_matches('`')).collect();
         listed.insert(cells[1].to_string(), cells[2].to_string());
     }
-    let off = ["http.webhook_allowed_origin", "sink.filter.type", "sink.filter.source", "sink.filter.subject"];
+    let off =
+        ["http.webhook_allowed_origin", "sink.filter.type", "sink.filter.source", "sink.filter.subject"];
     for key in off {
         listed.remove(key).unwrap_or_else(|| panic!("{key} is off by default, and listed all the same"));
     }

@@ -201,10 +201,7 @@ fn filtered(config: SinkConfig) -> SinkConfig {
 #[test]
 fn what_the_filter_does_not_match_is_skipped_and_costs_no_call() {
     let supply = || {
-        vec![
-            Supply::Types(&["order.a", "bill.a", "order.b", "bill.b"]),
-            Supply::Types(&["bill.c", "bill.d"]),
-        ]
+        vec![Supply::Types(&["order.a", "bill.a", "order.b", "bill.b"]), Supply::Types(&["bill.c", "bill.d"])]
     };
     let skipped = [1, 3, 4, 5];
     for config in [filtered(config()), filtered(ordered())] {

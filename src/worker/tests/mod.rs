@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::SinkKind;
-use crate::sink::{Delivery, DeliverFuture, SinkError};
+use crate::sink::{DeliverFuture, Delivery, SinkError};
 use queue::{Book, FakeQueue, Supply};
 
 const SINK: SinkId = SinkId(0);
@@ -164,8 +164,7 @@ fn the_token_reaches_the_queue_as_the_sink_gave_it() {
 #[test]
 fn an_unavailable_sink_gets_the_same_events_again_after_growing_waits_and_status_is_told() {
     for config in [config(), ordered()] {
-        let end =
-            run(vec![Supply::Events(3)], acts(vec![unavailable(None), unavailable(None)]), config);
+        let end = run(vec![Supply::Events(3)], acts(vec![unavailable(None), unavailable(None)]), config);
         assert_eq!(end.book.given_back, [0..3, 0..3]);
         assert_eq!(end.book.resolved, one(0..3));
         assert_eq!(end.took, Duration::from_secs(1 + 2));
