@@ -1,9 +1,10 @@
-//! Every route beside the hot one: health, status, one event, pausing a sink.
+//! The routes beside the hot one: health, status, one event, pausing a sink; `failures` has more.
 //!
 //! Handlers run on the ops runtime. What may read the disk goes to that runtime's blocking pool. A
 //! handler that fails answers a problem document and changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State as FromState};
@@ -20,17 +21,20 @@ use tokio::task::spawn_blocking;
 use crate::config;
 use crate::queue::{Lookup, Refusal, SinkId, SinkStatus, Status};
 
+use super::failures;
 use super::problem::{Answer, Problem, Slug};
 use super::{App, State};
 
 /// What the handlers share.
 #[derive(Clone)]
-struct Shared {
-    app: Arc<App>,
+pub(super) struct Shared {
+    pub(super) app: Arc<App>,
+    /// How long a request's body may take.
+    pub(super) body_timeout: Duration,
     webhook_allowed_origin: Option<Arc<str>>,
 }
 
-type Answered = Result<Answer, Problem>;
+pub(super) type Answered = Result<Answer, Problem>;
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -40,8 +44,11 @@ impl IntoResponse for Problem {
 
 /// All routes but the hot one.
 pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
-    let shared =
-        Shared { app, webhook_allowed_origin: limits.webhook_allowed_origin.as_deref().map(Arc::from) };
+    let shared = Shared {
+        app,
+        body_timeout: limits.body_timeout,
+        webhook_allowed_origin: limits.webhook_allowed_origin.as_deref().map(Arc::from),
+    };
     Router::new()
         .route("/livez", get(livez))
         .route("/healthz", get(livez))
@@ -51,6 +58,7 @@ pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
         .route("/v1/events/{offset}", get(event))
         .route("/v1/sinks/{name}/pause", post(pause))
         .route("/v1/sinks/{name}/resume", post(resume))
+        .merge(failures::routes())
         .fallback(|| async { Problem::new(Slug::NotFound, "nothing has this address") })
         .method_not_allowed_fallback(|method: Method| async move {
             Problem::new(Slug::MethodNotAllowed, format!("this address does not know {method}"))
@@ -58,7 +66,7 @@ pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
         .with_state(shared)
 }
 
-fn json(value: &impl Serialize) -> Answered {
+pub(super) fn json(value: &impl Serialize) -> Answered {
     let text = serde_json::to_vec(value)
         .map_err(|error| Problem::new(Slug::Internal, format!("the answer could not be written: {error}")))?;
     let mut answer = Answer::new(Full::new(Bytes::from(text)));
@@ -109,6 +117,7 @@ struct WalAnswer {
     bytes: u64,
     budget_bytes: u64,
     segments: u64,
+    voids: u64,
     damaged_ranges: u64,
 }
 
@@ -124,6 +133,7 @@ struct SinkAnswer<'a> {
     dead: u64,
     delivered: u64,
     dropped: u64,
+    skipped: u64,
     last_error: Option<&'a str>,
 }
 
@@ -140,6 +150,7 @@ impl<'a> From<&'a SinkStatus> for SinkAnswer<'a> {
             dead: sink.dead,
             delivered: sink.delivered,
             dropped: sink.dropped,
+            skipped: sink.skipped,
             last_error: sink.last_error.as_deref(),
         }
     }
@@ -161,6 +172,7 @@ async fn status(FromState(shared): FromState<Shared>) -> Answered {
             bytes: now.wal_bytes,
             budget_bytes: now.wal_budget_bytes,
             segments: now.segments,
+            voids: now.voids,
             damaged_ranges: now.damaged_ranges,
         },
         sinks: now.sinks.iter().map(SinkAnswer::from).collect(),
@@ -208,6 +220,13 @@ fn as_map<S: serde::Serializer>(pairs: &[(String, &'static str)], serializer: S)
     serializer.collect_map(pairs.iter().map(|(name, state)| (name, state)))
 }
 
+/// A stored event as part of an answer.
+pub(super) fn raw_event(text: Vec<u8>) -> Result<Box<RawValue>, Problem> {
+    let text = String::from_utf8(text).ok();
+    let event = text.and_then(|text| RawValue::from_string(text).ok());
+    event.ok_or_else(|| Problem::new(Slug::Internal, "the stored event is not JSON"))
+}
+
 /// One event, and where each sink stands with it.
 async fn event(FromState(shared): FromState<Shared>, Path(offset): Path<String>) -> Answered {
     let offset: u64 =
@@ -219,10 +238,7 @@ async fn event(FromState(shared): FromState<Shared>, Path(offset): Path<String>)
     let none = |slug, detail: &'static str| Err(Problem::new(slug, detail));
     match found {
         Lookup::Found { accepted_at, json: text, sinks } => {
-            let event = String::from_utf8(text)
-                .ok()
-                .and_then(|text| RawValue::from_string(text).ok())
-                .ok_or_else(|| Problem::new(Slug::Internal, "the stored event is not JSON"))?;
+            let event = raw_event(text)?;
             let sinks = sinks.into_iter().map(|(name, state)| (name, state.as_str())).collect();
             json(&EventAnswer { offset, time: accepted_at.to_rfc3339(), event, sinks })
         }

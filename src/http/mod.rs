@@ -20,6 +20,7 @@ mod body;
 mod coding;
 mod connection;
 mod decode;
+mod failures;
 mod ingest;
 mod listener;
 mod problem;
@@ -237,8 +238,7 @@ impl Edge {
                 Problem::new(Slug::Internal, "answering the request failed").into_answer().map(Either::Left)
             }
         };
-        if body_unread {
-            // No route here reads a body.
+        if body_unread && answer.extensions_mut().remove::<failures::BodyRead>().is_none() {
             clock.will_linger();
             answer
                 .headers_mut()

@@ -1,5 +1,7 @@
 //! The server over real sockets, with a queue in memory behind it.
 
+mod failures;
+
 use std::sync::Mutex;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +29,7 @@ struct Memory {
     arrived: Notify,
     sinks: Vec<SinkInfo>,
     paused: Mutex<Vec<(SinkId, bool)>>,
+    table: failures::Table,
 }
 
 impl Queue for Memory {
@@ -77,16 +80,21 @@ impl Queue for Memory {
         })
     }
 
-    fn failures(&self, _: &FailureQuery) -> Result<FailurePage, QueueError> {
-        Ok(FailurePage::default())
+    fn failures(&self, query: &FailureQuery) -> Result<FailurePage, QueueError> {
+        Ok(self.table.page(query))
     }
 
-    fn failure(&self, _: SinkId, _: u64) -> Result<Option<FailedEvent>, QueueError> {
-        Ok(None)
+    fn failure(&self, sink: SinkId, offset: u64) -> Result<Option<FailedEvent>, QueueError> {
+        Ok(self.table.event(sink, offset))
     }
 
-    fn redrive<'a>(&'a self, _: SinkId, _: Selection, _: Redrive) -> BoxFuture<'a, Result<u64, QueueError>> {
-        Box::pin(async { Ok(0) })
+    fn redrive<'a>(
+        &'a self,
+        sink: SinkId,
+        selection: Selection,
+        action: Redrive,
+    ) -> BoxFuture<'a, Result<u64, QueueError>> {
+        Box::pin(async move { self.table.change(sink, selection, action) })
     }
 
     fn sinks(&self) -> &[SinkInfo] {
@@ -100,6 +108,7 @@ impl Queue for Memory {
             wal_bytes: 4,
             wal_budget_bytes: 5,
             segments: 6,
+            voids: 8,
             damaged_ranges: 7,
             refusing: self.refusing.lock().unwrap().clone(),
             sinks: vec![SinkStatus {
@@ -663,7 +672,7 @@ async fn operators_routes_answer_as_the_contract_says() {
     assert!(uptime.parse::<f64>().is_ok());
     assert_eq!(
         rest,
-        r#""state":"serving","wal":{"first_offset":1,"next_offset":3,"bytes":4,"budget_bytes":5,"segments":6,"damaged_ranges":7},"sinks":[{"name":"archive","type":"json_file","state":"backing_off","acked_offset":1,"pending":2,"in_flight":0,"retrying":0,"dead":0,"delivered":0,"dropped":0,"last_error":"full"}]}"#
+        r#""state":"serving","wal":{"first_offset":1,"next_offset":3,"bytes":4,"budget_bytes":5,"segments":6,"voids":8,"damaged_ranges":7},"sinks":[{"name":"archive","type":"json_file","state":"backing_off","acked_offset":1,"pending":2,"in_flight":0,"retrying":0,"dead":0,"delivered":0,"dropped":0,"skipped":0,"last_error":"full"}]}"#
     );
     assert_eq!(
         running.ask(get("/v1/events/0")).await.body,

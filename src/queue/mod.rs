@@ -353,6 +353,8 @@ pub struct Status {
     pub wal_budget_bytes: u64,
     /// Segments in use.
     pub segments: u64,
+    /// Offsets from the oldest one on that hold no event, those lost to damage included.
+    pub voids: u64,
     /// Damaged ranges found since the data directory was made.
     pub damaged_ranges: u64,
     /// Why an append would be refused now, if it would.

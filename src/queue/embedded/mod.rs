@@ -326,15 +326,18 @@ impl Queue for EmbeddedQueue {
         let shared = &self.shared;
         let refusing = self.admit(0).err();
         let usage = shared.log.usage();
+        // Before the numbers: what is freed meanwhile is in them all the same.
+        let first_offset = shared.log.first_offset();
         let state = shared.state();
         // Loaded under the lock: no claim can be ahead of it.
         let durable_end = shared.log.durable_end();
         Status {
-            first_offset: shared.log.first_offset(),
+            first_offset,
             next_offset: durable_end,
             wal_bytes: usage.bytes,
             wal_budget_bytes: usage.budget_bytes,
             segments: usage.segments,
+            voids: state.voids.overlap(first_offset..durable_end.max(first_offset)),
             damaged_ranges: state.damaged_ranges + state.harmless_damage,
             refusing,
             sinks: sink_status(&shared.infos, &state, durable_end),
