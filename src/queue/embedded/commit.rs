@@ -19,7 +19,7 @@ use crate::log::frame::Record;
 use crate::log::{AppendError, LogError, Writer};
 use crate::queue::{Appended, Refusal};
 
-use super::dedupe::Dedupe;
+use super::dedupe::{self, Dedupe};
 use super::state::{Append, Shared, refusal_of};
 
 /// The single owner of the event log's writer and of the dedupe window.
@@ -125,6 +125,10 @@ impl Committer {
         self.fresh.clear();
         self.dedupe.begin();
         for index in 0..batch.len() {
+            if index % dedupe::AHEAD == 0 {
+                let ahead = index..batch.len().min(index + dedupe::AHEAD);
+                self.dedupe.touch(ahead.map(|index| batch.get(index).tag));
+            }
             if self.dedupe.offer(batch.get(index).tag) {
                 self.fresh.push(index as u32);
             }

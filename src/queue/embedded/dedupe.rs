@@ -11,6 +11,12 @@
 //! slots   4 bytes: position + 1, 0 is empty; open addressing, linear probing, 3/4 full at most
 //! ```
 //!
+//! Time goes into waiting for memory: the table is larger than a core's cache and every tag leads
+//! elsewhere. What the position leaves free of a slot's 32 bits (12 in a window of a million)
+//! therefore tells how far the slot is from where its key's probing began, and a few bits of the
+//! key's hash; so that probing and deleting look at neighbouring slots and hardly ever into the
+//! ring. And [`Dedupe::touch`] asks for the slots of many tags at once.
+//!
 //! 96 bits are enough: a false duplicate among 10⁶ remembered tags has odds of 10⁶ / 2⁹⁶ an event.
 //! Both arrays are allocated zeroed, so pages cost memory only once they are used.
 //!
@@ -27,6 +33,7 @@ pub struct Dedupe {
     low: Vec<u64>,
     high: Vec<u32>,
     slots: Vec<u32>,
+    layout: Layout,
     /// Mixed into the hash, so that nobody outside can aim tags at one place of the table.
     seed: (u64, u64),
     /// What the offers since [`Dedupe::begin`] pushed out of the ring.
@@ -40,6 +47,54 @@ struct Key {
     high: u32,
 }
 
+/// How the 32 bits of a slot are divided: position + 1 in the low ones, then the distance from home,
+/// then as much of a key's mark as there is room for. Nothing rests on the hints but speed: without
+/// any room for them everything is looked up in the ring.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    position_bits: u32,
+    distance_bits: u32,
+}
+
+impl Layout {
+    fn of(window: u64) -> Self {
+        let position_bits = u64::BITS - window.leading_zeros();
+        Self { position_bits, distance_bits: u32::BITS.saturating_sub(position_bits).min(7) }
+    }
+
+    /// The distance that stands for itself and for every larger one.
+    fn far(self) -> usize {
+        (1 << self.distance_bits) - 1
+    }
+
+    /// The bits of a slot above its position.
+    fn hint(self, mark: u32, distance: usize) -> u32 {
+        let hint = u64::from(mark) << self.distance_bits | distance.min(self.far()) as u64;
+        (hint << self.position_bits) as u32
+    }
+
+    fn hint_of(self, slot: u32) -> u32 {
+        slot - self.pointer(slot)
+    }
+
+    /// Position + 1.
+    fn pointer(self, slot: u32) -> u32 {
+        (u64::from(slot) & ((1 << self.position_bits) - 1)) as u32
+    }
+
+    /// The distance from home; `None` when it is too far to be told.
+    fn distance(self, slot: u32) -> Option<usize> {
+        let distance = (u64::from(slot) >> self.position_bits) as usize & self.far();
+        (distance < self.far()).then_some(distance)
+    }
+
+    /// The slot, moved to another distance.
+    fn moved(self, slot: u32, distance: usize) -> u32 {
+        let others = slot & !self.hint(0, self.far());
+        others | self.hint(0, distance)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Evicted {
     key: Key,
@@ -47,8 +102,9 @@ struct Evicted {
     indexed: bool,
 }
 
-/// Tags whose places are asked for at once.
-const AHEAD: usize = 32;
+/// How many tags to [`Dedupe::touch`] at once: few enough that they stay in the nearest cache, enough
+/// to wait for many at a time.
+pub const AHEAD: usize = 32;
 
 /// The most a window may hold: positions are kept as 32-bit numbers.
 pub const MAX_WINDOW: u64 = u32::MAX as u64 - 1;
@@ -74,6 +130,7 @@ impl Dedupe {
             low: vec![0; window as usize],
             high: vec![0; window as usize],
             slots: vec![0; slots],
+            layout: Layout::of(window),
             seed,
             evicted: Vec::new(),
         }
@@ -82,6 +139,18 @@ impl Dedupe {
     /// The offset the next accepted event gets.
     pub fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Reads what offers of these tags will read, so that they find it in the cache. The processor
+    /// fetches many independent lines in the time of one; the offers depend on each other.
+    pub fn touch(&self, tags: impl Iterator<Item = u128>) {
+        let mut seen = 0;
+        for (offset, tag) in (self.next..).zip(tags) {
+            for key in [Key::of(tag), self.key(self.position(offset))] {
+                seen ^= self.slots.get(self.home(key).0).copied().unwrap_or_default();
+            }
+        }
+        std::hint::black_box(seen);
     }
 
     /// Begins a group of offers that [`Dedupe::undo`] can take back.
@@ -106,7 +175,7 @@ impl Dedupe {
     /// has it already. A duplicate takes no place in the window.
     pub fn offer(&mut self, tag: u128) -> bool {
         let key = Key::of(tag);
-        if self.window > 0 && !key.is_none() && self.find(key).is_ok() {
+        if self.window > 0 && !key.is_none() && self.find(key).0.is_ok() {
             return false;
         }
         let evicted = self.push(key);
@@ -128,26 +197,13 @@ impl Dedupe {
     /// the places of some tags are asked for at once before the first of them is needed.
     pub fn load_all(&mut self, pairs: &[(u64, u128)]) {
         for ahead in pairs.chunks(AHEAD) {
-            self.touch(ahead);
+            self.touch(ahead.iter().map(|(_, tag)| *tag));
             for (offset, tag) in ahead {
                 if *tag != 0 && *offset >= self.next {
                     self.load(*offset, *tag);
                 }
             }
         }
-    }
-
-    /// Brings the parts of the table closer that these tags will need.
-    fn touch(&self, pairs: &[(u64, u128)]) {
-        if self.slots.is_empty() {
-            return;
-        }
-        let mut pointers = [0; AHEAD];
-        for (pointer, (_, tag)) in pointers.iter_mut().zip(pairs) {
-            *pointer = self.slots[self.home(Key::of(*tag))];
-        }
-        let met = pointers.iter().filter_map(|pointer| self.high.get(pointer.wrapping_sub(1) as usize));
-        std::hint::black_box(met.fold(0, |all, high| all ^ high));
     }
 
     /// Leaves every offset from the next one up to `offset` void.
@@ -194,12 +250,6 @@ impl Dedupe {
         }
     }
 
-    /// Whether `key` stands at `position`; nearly always the shorter part tells.
-    fn holds(&self, position: u32, key: Key) -> bool {
-        self.high.get(position as usize) == Some(&key.high)
-            && self.low.get(position as usize) == Some(&key.low)
-    }
-
     fn set_key(&mut self, position: u32, key: Key) {
         if let (Some(low), Some(high)) =
             (self.low.get_mut(position as usize), self.high.get_mut(position as usize))
@@ -208,29 +258,47 @@ impl Dedupe {
         }
     }
 
-    /// Where a key's probing begins.
-    fn home(&self, key: Key) -> usize {
+    /// Where a key's probing begins, and its mark.
+    fn home(&self, key: Key) -> (usize, u32) {
         let factor = (u64::from(key.high) ^ self.seed.1) | 1;
         let product = u128::from(key.low ^ self.seed.0) * u128::from(factor);
         // Folded, then multiplied once more, so that every bit of the tag moves the high ones.
         let mixed = ((product as u64) ^ (product >> 64) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        ((u128::from(mixed) * self.slots.len() as u128) >> 64) as usize
+        (((u128::from(mixed) * self.slots.len() as u128) >> 64) as usize, mixed as u32)
+    }
+
+    /// How far the pointer in a slot is from where its key's probing began.
+    fn from_home(&self, slot: usize) -> usize {
+        self.layout.distance(self.slots[slot]).unwrap_or_else(|| {
+            let key = self.key(self.layout.pointer(self.slots[slot]) - 1);
+            self.distance(self.home(key).0, slot)
+        })
+    }
+
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.slots.len() - from }
     }
 
     fn after(&self, slot: usize) -> usize {
         if slot + 1 == self.slots.len() { 0 } else { slot + 1 }
     }
 
-    /// The slot that points at `key`, or the empty slot where it belongs.
-    fn find(&self, key: Key) -> Result<usize, usize> {
-        let mut slot = self.home(key);
+    /// The slot that points at `key`, or the empty slot where it belongs; and the hint of either.
+    fn find(&self, key: Key) -> (Result<usize, usize>, u32) {
+        let (mut slot, mark) = self.home(key);
+        let mut distance = 0;
         // Ends, because the table is never more than three quarters full.
         loop {
-            match self.slots[slot] {
-                0 => return Err(slot),
-                pointer if self.holds(pointer - 1, key) => return Ok(slot),
-                _ => slot = self.after(slot),
+            let found = self.slots[slot];
+            let hint = self.layout.hint(mark, distance);
+            if found == 0 {
+                return (Err(slot), hint);
             }
+            if self.layout.hint_of(found) == hint && self.key(self.layout.pointer(found) - 1) == key {
+                return (Ok(slot), hint);
+            }
+            slot = self.after(slot);
+            distance += 1;
         }
     }
 
@@ -238,8 +306,8 @@ impl Dedupe {
         if key.is_none() || self.slots.is_empty() {
             return;
         }
-        let (Ok(slot) | Err(slot)) = self.find(key);
-        self.slots[slot] = position + 1;
+        let (Ok(slot) | Err(slot), hint) = self.find(key);
+        self.slots[slot] = hint | (position + 1);
     }
 
     /// Takes the pointer at `position` out of the table; `false` when there is none.
@@ -248,19 +316,18 @@ impl Dedupe {
         if key.is_none() {
             return false;
         }
-        let mut hole = match self.find(key) {
-            Ok(slot) if self.slots[slot] == position + 1 => slot,
+        let mut hole = match self.find(key).0 {
+            Ok(slot) if self.layout.pointer(self.slots[slot]) == position + 1 => slot,
             _ => return false,
         };
         // Backward shift: whatever was pushed past the hole moves into it, so that no tombstones
         // pile up.
-        let len = self.slots.len();
-        let distance = |from: usize, to: usize| if to >= from { to - from } else { to + len - from };
         let mut slot = self.after(hole);
         while self.slots[slot] != 0 {
-            let home = self.home(self.key(self.slots[slot] - 1));
-            if distance(home, slot) >= distance(hole, slot) {
-                self.slots[hole] = self.slots[slot];
+            let from_home = self.from_home(slot);
+            let from_hole = self.distance(hole, slot);
+            if from_home >= from_hole {
+                self.slots[hole] = self.layout.moved(self.slots[slot], from_home - from_hole);
                 hole = slot;
             }
             slot = self.after(slot);
@@ -315,16 +382,20 @@ mod tests {
         #[test]
         fn finds_exactly_the_events_within_the_window(
             window in 0u64..24,
+            hint_bits in 0u32..12,
             seed in any::<(u64, u64)>(),
             steps in prop::collection::vec(step(), 0..40),
         ) {
-            let mut dedupe = Dedupe::new(window, 0, seed);
+            // What larger windows leave for hints.
+            let layout = Layout { position_bits: 32 - hint_bits, distance_bits: hint_bits.min(2) };
+            let mut dedupe = Dedupe { layout, ..Dedupe::new(window, 0, seed) };
             let mut model = Model::default();
             for step in steps {
                 match step {
                     Step::Group { tags, undo } => {
                         let before = model.clone();
                         dedupe.begin();
+                        dedupe.touch(tags.iter().map(|n| tag(*n)));
                         for n in tags {
                             prop_assert_eq!(dedupe.offer(tag(n)), model.offer(window, tag(n)));
                         }
@@ -340,7 +411,7 @@ mod tests {
                     Step::Reload { kept } => {
                         // Loaded from what is remembered elsewhere, at least a whole window of it.
                         let from = (model.0.len() as u64).saturating_sub(window + kept);
-                        dedupe = Dedupe::new(window, from, seed);
+                        dedupe = Dedupe { layout, ..Dedupe::new(window, from, seed) };
                         let pairs: Vec<(u64, u128)> =
                             (from..).zip(model.0[from as usize..].iter().copied()).collect();
                         dedupe.load_all(&pairs);
