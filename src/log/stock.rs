@@ -37,8 +37,9 @@ use super::segment::{Segment, parse_spare_name, spare_name};
 use super::{LogError, NoRoom};
 use crate::disk::{Access, DiskFile};
 
-/// Zeros are written in pieces of this size.
-const FILL_BYTES: u64 = 1 << 20;
+/// Zeros are written in pieces of this size: small, because an allocator keeps what one thread of
+/// many has once used.
+const FILL_BYTES: u64 = 64 << 10;
 /// A file being filled is synced this often, so that the writer's syncs never wait behind a whole
 /// segment of dirty pages.
 const SYNC_EVERY_BYTES: u64 = 8 << 20;
