@@ -4,7 +4,7 @@
 //! main           this file: starts everything, then waits for a signal or for bad news
 //! ingest         HTTP connections and the group commit, on one current-thread runtime
 //! ledger, stock  checkpoints and freed segments; spare segments
-//! sink-<name>-<n> the workers of a sink
+//! sink-<name>-<n> the workers of the sinks
 //! operations     a small runtime: every other route, timers, signals
 //! ```
 //!
@@ -12,6 +12,7 @@
 //! panics included, starts the drain, and the process ends with an error. Failed storage ends it
 //! with code 4 and without the mark of a clean stop, so that the next start recovers from the disk.
 
+mod builder;
 mod drain;
 mod lock;
 mod notify;
@@ -20,16 +21,17 @@ mod signals;
 mod tests;
 mod vigil;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, Listen, SinkConfig};
+use crate::config::{Config, ConfigError, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener};
@@ -39,6 +41,8 @@ use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
 use crate::worker::{Availability, Worker};
 
+use builder::Serving;
+pub use builder::{Builder, OpenSink, Running};
 use drain::Drain;
 use lock::Lock;
 use vigil::{Ended, Vigil, Watch};
@@ -74,6 +78,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A write or sync failed, or there was no room to start.
     #[error("storage failed: {0}")]
     StorageFailed(String),
@@ -86,7 +93,7 @@ pub enum Error {
 pub fn serve(config: &Config) -> Result<(), Error> {
     let operations = operations()?;
     let stop = signals::listen(&operations)?;
-    let ended = run(config, operations.handle(), stop);
+    let ended = run(Builder::new(config.clone()), operations.handle(), stop, |_| {});
     // What does not end by itself (a delivery past its time) ends with the process.
     operations.shutdown_background();
     ended
@@ -94,13 +101,20 @@ pub fn serve(config: &Config) -> Result<(), Error> {
 
 /// The runtime for everything that must not wait for a sync.
 fn operations() -> Result<Runtime, Error> {
-    let built = Builder::new_multi_thread().worker_threads(2).thread_name("operations").enable_all().build();
+    let built =
+        runtime::Builder::new_multi_thread().worker_threads(2).thread_name("operations").enable_all().build();
     built.map_err(|error| Error::Failed(format!("cannot start the operations runtime: {error}")))
 }
 
-/// Runs the daemon until `stop` turns true or its sender is gone. Blocks; must not be called from a
-/// task of `operations`.
-pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) -> Result<(), Error> {
+/// Runs the daemon until `stop` turns true or its sender is gone, and says when it serves. Blocks; must
+/// not be called from a task of `operations`.
+fn run(
+    Builder { config, mut own, .. }: Builder,
+    operations: &Handle,
+    stop: watch::Receiver<bool>,
+    tell: impl FnOnce(Serving),
+) -> Result<(), Error> {
+    let config = &config;
     let began = Instant::now();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
     let mut vigil = Vigil::new();
@@ -110,12 +124,29 @@ pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) ->
 
     // Listen: who comes during recovery gets an answer, not a refused connection.
     let app = App::new(operations.clone());
-    let ingest = Ingest::start(config, app.clone(), &mut vigil)?;
+    let (ingest, url) = Ingest::start(config, app.clone(), &mut vigil)?;
 
     // Recover.
     notify::status("recovering");
     let Opened { queue, committer, ledger, stock, resumes, wal_report, .. } =
         open_queue(config, disk.clone())?;
+
+    // Open the sinks, before any thread writes: a sink that cannot be opened leaves nothing running.
+    let (stop_workers, workers_stop) = watch::channel(false);
+    let mut workers = Vec::new();
+    for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
+        let availability = Arc::new(Availability::new(sink));
+        for _ in 0..sink.workers {
+            workers.push(Worker {
+                queue: queue.clone(),
+                sink_id: id,
+                config: sink.clone(),
+                sink: open_sink(config, sink, &mut own, &disk, resume.clone())?,
+                availability: availability.clone(),
+                stop: workers_stop.clone(),
+            });
+        }
+    }
 
     // Set everything going; the committer last, so that nothing is accepted before all else stands.
     vigil.start("ledger", move || Ok(ledger.run()?))?;
@@ -123,20 +154,8 @@ pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) ->
         stock.run();
         Ok(())
     })?;
-    let (stop_workers, workers_stop) = watch::channel(false);
-    for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
-        let availability = Arc::new(Availability::new(sink));
-        for number in 0..sink.workers {
-            let worker = Worker {
-                queue: queue.clone(),
-                sink_id: id,
-                config: sink.clone(),
-                sink: open_sink(config, sink, &disk, resume.clone())?,
-                availability: availability.clone(),
-                stop: workers_stop.clone(),
-            };
-            start_worker(worker, number, operations.clone(), &mut vigil)?;
-        }
+    for (number, worker) in workers.into_iter().enumerate() {
+        start_worker(worker, number, operations.clone(), &mut vigil)?;
     }
     let stop_http = ingest.commit_for(committer, &mut vigil)?;
 
@@ -150,6 +169,7 @@ pub fn run(config: &Config, operations: &Handle, stop: watch::Receiver<bool>) ->
         took_ms = began.elapsed().as_millis() as u64,
         "serving"
     );
+    tell(Serving { url, queue: queue.clone() });
     let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue));
 
     // Drain.
@@ -184,10 +204,10 @@ struct Ingest {
 }
 
 impl Ingest {
-    /// Binds the listener and starts to answer on a thread of its own.
-    fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<Self, Error> {
+    /// Binds the listener and starts to answer on a thread of its own; also says where.
+    fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<(Self, String), Error> {
         // The blocking pool decodes large bodies; more threads than that would only crowd the processor.
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
         let runtime =
             runtime.map_err(|error| Error::Failed(format!("cannot start the ingest runtime: {error}")))?;
         let listener = {
@@ -200,6 +220,7 @@ impl Ingest {
                 reason: error.to_string(),
             })?
         };
+        let url = listener.describe();
         let limits = Limits::of(config);
         let (committer, arriving) = oneshot::channel::<(Committer, Watch)>();
         let (stop, mut stopped) = watch::channel(false);
@@ -221,7 +242,7 @@ impl Ingest {
                 commits.await.map_err(|error| Error::Failed(format!("the committer ended early: {error}")))
             })
         })?;
-        Ok(Self { committer, stop })
+        Ok((Self { committer, stop }, url))
     }
 
     /// Hands the ingest thread its committer; what is left stops the HTTP edge.
@@ -269,15 +290,19 @@ fn storage_error(dir: &Path, kind: io::ErrorKind, reason: &str) -> Error {
 fn open_sink(
     config: &Config,
     sink: &SinkConfig,
+    own: &mut BTreeMap<String, OpenSink>,
     disk: &Arc<dyn Disk>,
     resume: Resume,
 ) -> Result<Box<dyn sink::Sink>, Error> {
-    let opened = sink::open(sink, &config.data_dir, disk.clone(), resume);
+    let opened = match own.get_mut(&sink.name) {
+        Some(open) => open(resume),
+        None => sink::open(sink, &config.data_dir, disk.clone(), resume),
+    };
     opened.map_err(|error| Error::Failed(error.to_string()))
 }
 
 /// Workers read the log and the archive writes files, so each has a thread of its own.
-fn start_worker(worker: Worker, number: u32, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
+fn start_worker(worker: Worker, number: usize, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
     let name = format!("{}{}-{number}", drain::SINK, worker.config.name);
     vigil.start(&name, move || Ok(operations.block_on(worker.run())?))
 }

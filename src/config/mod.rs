@@ -263,6 +263,11 @@ impl SinkConfig {
     pub fn embedded(name: &str) -> SinkConfig {
         read::embedded(name)
     }
+
+    /// Whether it could have been read from a file: every value in its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        read::check(self)
+    }
 }
 
 impl Default for Config {

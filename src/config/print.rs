@@ -55,6 +55,13 @@ pub(super) fn print(config: &Config) -> String {
     out
 }
 
+/// One sink.
+pub(super) fn print_sink(config: &SinkConfig) -> String {
+    let mut out = String::new();
+    sink(&mut out, config);
+    out
+}
+
 fn sink(o: &mut String, sink: &SinkConfig) {
     section(o, "[[sink]]");
     text(o, "name", &sink.name);

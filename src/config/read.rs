@@ -242,14 +242,7 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
 }
 
 fn sink(s: &mut Section) -> Option<SinkConfig> {
-    let name = s.parsed("name", "it must be 1 to 64 of the characters a-z, 0-9, _ and -", |text| {
-        let fits = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-        ((1..=64).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
-    });
-    if name.is_none() {
-        s.mistake("each `[[sink]]` needs a `name`, such as \"archive\"".to_owned());
-    }
-    let name = name.unwrap_or_default();
+    let name = name(s);
     s.relabel(format!("sink.{name}"));
     let kind = s.choice("type", &[("json_file", "json_file"), ("stdout", "stdout"), ("webhook", "webhook")]);
     match kind {
@@ -285,6 +278,17 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
         _ => SinkKind::Stdout,
     };
     Some(common(s, name, kind))
+}
+
+fn name(s: &mut Section) -> String {
+    let name = s.parsed("name", "it must be 1 to 64 of the characters a-z, 0-9, _ and -", |text| {
+        let fits = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+        ((1..=64).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
+    });
+    if name.is_none() {
+        s.mistake("each `[[sink]]` needs a `name`, such as \"archive\"".to_owned());
+    }
+    name.unwrap_or_default()
 }
 
 /// Whether a sink's path is one that the data directory keeps for itself.
@@ -371,4 +375,21 @@ fn filter(s: &mut Section) -> Filter {
 /// The defaults of a sink that is not configured by file.
 pub(super) fn embedded(name: &str) -> SinkConfig {
     common(&mut Section::default(), name.to_owned(), SinkKind::Embedded { keeps_order: false })
+}
+
+/// Checks a sink that was not read from text: written as text, it must be one that could have been.
+pub(super) fn check(sink: &SinkConfig) -> Result<(), ConfigError> {
+    let mut settings = Settings::default();
+    settings.add_file("its configuration", &super::print::print_sink(sink))?;
+    for mut section in settings.sinks() {
+        let name = name(&mut section);
+        section.relabel(format!("sink.{name}"));
+        for key in ["type", "path", "rotate_size", "rotate_every", "compress"] {
+            section.skip(key);
+        }
+        common(&mut section, name, sink.kind.clone());
+        settings.done(section);
+    }
+    let mistakes = settings.finish();
+    if mistakes.is_empty() { Ok(()) } else { Err(ConfigError::Mistakes(mistakes)) }
 }

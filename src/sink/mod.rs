@@ -5,6 +5,8 @@
 //!
 //! Each sink instance is owned by one worker thread and called by it alone; `deliver` may block.
 //! A sink that panics loses its batch's outcome, not the daemon: the claim returns.
+//!
+//! A program around the daemon brings its own through `daemon::Builder`.
 
 pub mod json_file;
 pub mod stdout;

@@ -327,6 +327,7 @@ fn the_source_keeps_the_house_rules() {
     assert!(!all.is_empty(), "no source files found");
     all.extend(sources("tests"));
     all.extend(sources("benches"));
+    all.extend(sources("examples"));
     let wrong = check(&all);
     assert!(wrong.is_empty(), "{} broken house rules:\n{}", wrong.len(), wrong.join("\n"));
 }
