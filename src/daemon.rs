@@ -1,4 +1,4 @@
-//! The daemon: lock → listen → recover → open sinks → serve → drain. [`run`] reads top to bottom.
+//! The daemon: lock → listen → recover → open sinks → serve → drain. `run` reads top to bottom.
 //!
 //! ```text
 //! main           this file: starts everything, then waits for a signal or for bad news
