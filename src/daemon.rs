@@ -17,6 +17,7 @@ mod drain;
 mod lock;
 mod notify;
 mod signals;
+mod stopped;
 #[cfg(test)]
 mod tests;
 mod vigil;
@@ -41,8 +42,10 @@ use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
 use crate::worker::{Availability, Worker};
 
-use builder::Serving;
 pub use builder::{Builder, OpenSink, Running};
+pub use stopped::StoppedQueue;
+
+use builder::Serving;
 use drain::Drain;
 use lock::Lock;
 use vigil::{Ended, Vigil, Watch};

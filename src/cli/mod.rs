@@ -5,6 +5,7 @@
 
 mod client;
 mod export;
+mod failures;
 mod offline;
 mod send;
 
@@ -143,6 +144,9 @@ enum Verb {
   eventflow status
   eventflow status --url http://10.0.0.5:8080 --json | jq .sinks")]
     Status(client::StatusArgs),
+    /// Look at what sinks did not take, try it again, or give it up
+    #[command(subcommand, after_help = failures::EXAMPLES)]
+    Failures(failures::FailuresVerb),
     /// Look into the write-ahead log, live or stopped, without changing anything
     #[command(subcommand)]
     Wal(offline::WalVerb),
@@ -215,6 +219,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Send(args) => send::send(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Status(args) => client::status(&args),
+        Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -145,7 +145,7 @@ fn what_check_prints_can_be_fed_back_in() {
 
 #[test]
 fn help_has_examples_and_exit_codes() {
-    for verb in ["serve", "check", "send", "status", "completions"] {
+    for verb in ["serve", "check", "send", "status", "failures", "completions"] {
         let help = run(&[verb, "--help"]);
         assert_eq!(help.status.code(), Some(0));
         assert!(stdout(&help).contains("Example"), "{verb}");
@@ -256,4 +256,87 @@ fn status_prints_a_table_or_the_answer_and_checks_the_sum() {
     assert_eq!(wrong.status.code(), Some(1));
     assert!(stderr(&wrong).contains("accounts for 4 events"), "{}", stderr(&wrong));
     played.join().expect("played");
+}
+
+fn failure(offset: u64) -> String {
+    format!(
+        r#"{{"sink":"orders","offset":{offset},"state":"dead","attempts":10,"first_failed_at":"2026-01-31T12:00:00.000000Z",
+        "last_failed_at":"2026-01-31T12:00:01.000000Z","due_at":null,"error":"answered 500","id":"e-{offset}",
+        "source":"/s","type":"t""#
+    )
+}
+
+#[test]
+fn failures_are_listed_page_after_page_and_changed_as_found() {
+    let ok = |body: String| Some((200, "", body));
+    let page = |offsets: &[u64], next: &str| {
+        let rows: Vec<String> = offsets.iter().map(|offset| failure(*offset) + "}").collect();
+        ok(format!(r#"{{"failures":[{}],"next":{next}}}"#, rows.join(",")))
+    };
+    let pages = || vec![page(&[4, 7], "\"orders:7\""), page(&[], "\"orders:90\""), page(&[91], "null")];
+
+    let (url, played) = answering(pages());
+    let listed = run(&["failures", "list", "--json", "--url", &url]);
+    assert_eq!(listed.status.code(), Some(0), "{}", stderr(&listed));
+    let offsets = stdout(&listed)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect::<Vec<serde_json::Value>>();
+    assert_eq!(
+        offsets.iter().map(|row| row["offset"].as_u64()).collect::<Vec<_>>(),
+        [Some(4), Some(7), Some(91)]
+    );
+    played.join().expect("played");
+
+    let changed = |n: u64| ok(format!(r#"{{"changed":{n}}}"#));
+    let mut answers = pages();
+    answers.insert(1, changed(2));
+    answers.push(changed(0));
+    let (url, played) = answering(answers);
+    let retried = run(&["failures", "retry", "orders", "--error", "500", "--json", "--url", &url]);
+    assert_eq!(stdout(&retried).trim(), r#"{"changed":2}"#, "{}", stderr(&retried));
+    assert!(stderr(&retried).contains("2 events to be tried again"), "{}", stderr(&retried));
+    let bodies = played.join().expect("played");
+    assert_eq!(
+        bodies.iter().filter(|body| !body.is_empty()).collect::<Vec<_>>(),
+        [r#"{"offsets":[4,7],"sink":"orders"}"#, r#"{"offsets":[91],"sink":"orders"}"#,]
+    );
+
+    let (url, played) = answering(vec![changed(7)]);
+    let dropped = run(&["failures", "drop", "orders", "--all", "--url", &url]);
+    assert!(stderr(&dropped).contains("7 events dropped"), "{}", stderr(&dropped));
+    assert_eq!(played.join().expect("played"), [r#"{"all":true,"sink":"orders"}"#]);
+}
+
+#[test]
+fn failures_are_exported_with_their_events_and_refusals_are_said() {
+    let ok = |body: String| Some((200, "", body));
+    let shown = format!(
+        r#"{},"accepted_at":"2026-01-31T11:00:00.000000Z","event":{{"id":"e-4","data":1e400}}}}"#,
+        failure(4)
+    );
+    let gone = || Some((404, "", r#"{"detail":"the failure table has no row"}"#.to_owned()));
+    let page = format!(r#"{{"failures":[{}}},{}}}],"next":null}}"#, failure(4), failure(5));
+    let (url, played) = answering(vec![ok(page), ok(shown), gone()]);
+    let exported = run(&["failures", "export", "--url", &url]);
+    assert_eq!(exported.status.code(), Some(0), "{}", stderr(&exported));
+    assert_eq!(stdout(&exported).lines().count(), 1, "{}", stdout(&exported));
+    assert!(stdout(&exported).contains(r#""event":{"id":"e-4","data":1e400}"#), "{}", stdout(&exported));
+    played.join().expect("played");
+
+    for (status, code) in [(400, 2), (404, 1), (503, 1)] {
+        let (url, played) = answering(vec![Some((status, "", r#"{"detail":"because"}"#.to_owned()))]);
+        let refused = run(&["failures", "list", "--url", &url]);
+        assert_eq!(refused.status.code(), Some(code));
+        assert!(stderr(&refused).contains("because"), "{}", stderr(&refused));
+        played.join().expect("played");
+    }
+    let (url, played) = answering(vec![gone()]);
+    let nothing = run(&["failures", "show", "orders", "5", "--url", &url]);
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(stderr(&nothing).contains("no row for offset 5"), "{}", stderr(&nothing));
+    played.join().expect("played");
+    for words in [&["retry", "orders"][..], &["drop", "orders", "1", "--all"], &["list", "--state", "lost"]] {
+        assert_eq!(run(&[&["failures"], words].concat()).status.code(), Some(2), "{words:?}");
+    }
 }
