@@ -3,7 +3,8 @@
 //! A sink knows its target and nothing about offsets' bookkeeping, retries or other sinks. Adding
 //! one is one file here and one line in the registry.
 //!
-//! Each sink instance is owned by one worker thread and called by it alone; `deliver` may block.
+//! Each sink instance is owned by one worker thread and called by it alone; `deliver` may block, but
+//! what blocks the thread cannot be timed out: waiting belongs into the future.
 //! A sink that panics loses its batch's outcome, not the daemon: the claim returns.
 //!
 //! A program around the daemon brings its own through `daemon::Builder`.

@@ -2,6 +2,7 @@
 //! jitter always takes the longest wait.
 
 mod fates;
+mod mixed;
 mod queue;
 
 use std::collections::VecDeque;
