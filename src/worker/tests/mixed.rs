@@ -92,7 +92,9 @@ fn play(
     batch: u32,
 ) -> (BTreeMap<u64, Vec<Fate>>, BTreeMap<u64, u32>) {
     let events = tempers.len() as u64;
-    let queue = FakeQueue::stocked((0..events.div_ceil(20)).map(|at| Supply::Events(20.min(events - at * 20))).collect());
+    let queue = FakeQueue::stocked(
+        (0..events.div_ceil(20)).map(|at| Supply::Events(20.min(events - at * 20))).collect(),
+    );
     let owner = queue.owner.clone();
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let retry = crate::config::Retry { max_attempts: MAX_ATTEMPTS, ..config().retry };
