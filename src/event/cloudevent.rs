@@ -10,6 +10,7 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -93,8 +94,11 @@ pub fn read_item<'a>(
         return Ok(Item::Value(value));
     }
     check_depth(text)?;
-    let mut reader = serde_json::Deserializer::from_str(text);
-    MembersOf(members).deserialize(&mut reader).and_then(|()| reader.end()).map_err(not_json)?;
+    if members_in_common_spelling(text, members).is_none() {
+        members.clear();
+        let mut reader = serde_json::Deserializer::from_str(text);
+        MembersOf(members).deserialize(&mut reader).and_then(|()| reader.end()).map_err(not_json)?;
+    }
     check_surrogates(text)?;
     if !structured && !members.iter().any(|(name, _)| name == "specversion") {
         return Ok(Item::Value(text));
@@ -117,6 +121,74 @@ fn not_json(error: serde_json::Error) -> Invalid {
 /// Removes JSON's white space at both ends.
 pub fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\n', '\r'])
+}
+
+/// Collects the members of an object whose names, and whose values where they are strings, hold no
+/// escapes: in half the time of the general reader, which nearly every event is worth. `None`, and
+/// anything in `members`, for every other text; the general reader says what is wrong with it, if
+/// anything is.
+fn members_in_common_spelling<'a>(text: &'a str, members: &mut Vec<Member<'a>>) -> Option<()> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    let mut before = b'{';
+    loop {
+        at = after(bytes, at, before)?;
+        let name_end = end_of_plain_string(bytes, at)?;
+        let name = &text[at + 1..name_end];
+        let start = after(bytes, name_end + 1, b':')?;
+        let end = match bytes.get(start)? {
+            b'"' => end_of_plain_string(bytes, start)? + 1,
+            _ => {
+                let mut reader = serde_json::Deserializer::from_str(&text[start..]);
+                start + <&RawValue>::deserialize(&mut reader).ok()?.get().len()
+            }
+        };
+        members.push((Cow::Borrowed(name), &text[start..end]));
+        if let Some(last) = after(bytes, end, b'}') {
+            return (last == bytes.len()).then_some(());
+        }
+        (at, before) = (end, b',');
+    }
+}
+
+/// The first position behind `mark` that is no white space, if `mark` is what comes at `at`.
+fn after(bytes: &[u8], at: usize, mark: u8) -> Option<usize> {
+    let skip = |mut at: usize| {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(at) {
+            at += 1;
+        }
+        at
+    };
+    let at = skip(at);
+    (bytes.get(at) == Some(&mark)).then(|| skip(at + 1))
+}
+
+/// The position of the quote that ends the string beginning at `start`; `None` when there is none, or
+/// an escape or a control character before it.
+fn end_of_plain_string(bytes: &[u8], start: usize) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGHS: u64 = ONES << 7;
+    if bytes.get(start) != Some(&b'"') {
+        return None;
+    }
+    let mut at = start + 1;
+    // Eight at a time: the lowest byte whose high bit is set in `ends` is one that ends the string.
+    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let word = u64::from_le_bytes(*eight);
+        let is = |byte: u8| {
+            let zero = word ^ (ONES * u64::from(byte));
+            zero.wrapping_sub(ONES) & !zero
+        };
+        let control = word.wrapping_sub(ONES * 0x20) & !word;
+        let ends = (is(b'"') | is(b'\\') | control) & HIGHS;
+        if ends != 0 {
+            at += ends.trailing_zeros() as usize / 8;
+            return (bytes[at] == b'"').then_some(at);
+        }
+        at += 8;
+    }
+    let end = bytes.get(at..)?.iter().position(|b| matches!(b, b'"' | b'\\' | ..0x20))?;
+    (bytes[at + end] == b'"').then_some(at + end)
 }
 
 /// Collects the members of one object as slices of the text.
@@ -149,7 +221,7 @@ impl<'a> Visitor<'a> for MembersOf<'_, 'a> {
 /// A member's name, borrowed where it holds no escapes (serde's own `Cow` always copies).
 struct Name<'a>(Cow<'a, str>);
 
-impl<'a> serde::Deserialize<'a> for Name<'a> {
+impl<'a> Deserialize<'a> for Name<'a> {
     fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
         struct NameVisitor;
         impl<'a> Visitor<'a> for NameVisitor {
@@ -261,10 +333,15 @@ fn check_each_once(members: &[Member<'_>]) -> Result<(), Invalid> {
 
 /// Attribute names are `[a-z0-9]+`.
 pub fn check_name(name: &str) -> Result<(), Invalid> {
-    if !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+    if !name.is_empty() && all(name, |b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
         return Ok(());
     }
     Err(Invalid::new(format!("`{}` is not an attribute name: lower-case letters and digits", shorten(name))))
+}
+
+/// Whether all bytes are such; looks at every one, which the compiler does many at a time.
+fn all(text: &str, is_such: impl Fn(u8) -> bool) -> bool {
+    text.bytes().fold(true, |all, b| all & is_such(b))
 }
 
 /// Names and values in an answer are cut, so that it stays small.
@@ -302,7 +379,7 @@ fn is_string_attribute(name: &str) -> bool {
 
 /// Checks an attribute's value as text, by what the specification says of that attribute.
 pub fn check_value(name: &str, value: &str) -> Result<(), Invalid> {
-    if !value.bytes().all(|b| (0x20..0x7f).contains(&b)) && value.chars().any(is_disallowed) {
+    if !all(value, |b| (0x20..0x7f).contains(&b)) && value.chars().any(is_disallowed) {
         return Err(Invalid::new(format!(
             "the attribute `{}` holds a control character or a noncharacter",
             shorten(name)

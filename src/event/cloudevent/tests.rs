@@ -184,6 +184,25 @@ fn attributes_are_found_for_filters() {
     assert_eq!(Attributes::of(b"{}"), None);
 }
 
+/// What the fast reader takes, the general one takes, and finds the same.
+fn agree(text: &str) -> Result<(), TestCaseError> {
+    let (mut fast, mut general) = (Vec::new(), Vec::new());
+    if members_in_common_spelling(text, &mut fast).is_some() {
+        let mut reader = serde_json::Deserializer::from_str(text);
+        let read = MembersOf(&mut general).deserialize(&mut reader).and_then(|()| reader.end());
+        prop_assert!(read.is_ok(), "{text}");
+        prop_assert_eq!(fast, general);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_ordinary_event_is_read_the_fast_way() {
+    for more in ["", r#","data":{"a":[1,{"b":"\n"}]}"#, r#", "time" : "2024-01-01T00:00:00Z" , "n": 5 "#] {
+        assert!(members_in_common_spelling(&with(more), &mut Vec::new()).is_some(), "{more}");
+    }
+}
+
 proptest! {
     #[test]
     fn bytes_survive_base64(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
@@ -202,6 +221,45 @@ proptest! {
         let back: serde_json::Value = serde_json::from_slice(&out).unwrap();
         prop_assert_eq!(&back["x"], &value);
         prop_assert_eq!(&back["data"], &data);
+    }
+
+    #[test]
+    fn the_common_spelling_reads_as_the_general_reader_does(
+        text in prop::collection::vec(
+            prop_oneof![
+                8 => prop::sample::select(vec![
+                    r#""name""#, r#""id""#, r#""a longer name""#, r#""é😀é😀é😀""#, r#""""#, r#""sevenby""#,
+                    r#""eightbyt""#, r#""esc\n""#, r#""\ud800""#, "\"tab\t\"", "\"open", "\u{7f}",
+                ]),
+                6 => prop::sample::select(vec![":", ":", ",", " : ", ", ", "\n", "}", "{", "[", "]", " "]),
+                3 => prop::sample::select(vec!["1", "-0", "21.5", "1e9", "01", "null", "true", "tru", "{}", "[1,2]", r#"{"a":"}"}"#]),
+            ],
+            0..14,
+        ),
+        wrapped: bool,
+    ) {
+        let text = if wrapped { format!("{{{}}}", text.concat()) } else { text.concat() };
+        agree(&text)?;
+    }
+
+    #[test]
+    fn an_object_reads_the_same_either_way(
+        members in prop::collection::vec(("\\PC{0,20}", "[ -~]{0,20}", any::<bool>()), 0..8),
+        cut in any::<prop::sample::Index>(),
+        put in any::<u8>(),
+    ) {
+        let members: Vec<String> = members
+            .into_iter()
+            .map(|(name, value, spaced)| format!(r#"{}"{name}":"{value}""#, if spaced { " " } else { "" }))
+            .collect();
+        let text = format!("{{{}}}", members.join(","));
+        agree(&text)?;
+        let mut broken = text.into_bytes();
+        let at = cut.index(broken.len());
+        broken[at] = put;
+        if let Ok(text) = std::str::from_utf8(&broken) {
+            agree(text)?;
+        }
     }
 
     #[test]
