@@ -1,14 +1,16 @@
-//! One client's connection: HTTP/1.1 by hyper, its deadlines, its end.
+//! One client's connection: HTTP/1.1 by the express lane and by hyper, its deadlines, its end.
 //!
 //! One task a connection, on the ingest runtime. Deadlines cost no timer per request: each
 //! connection has a [`Clock`] that says since when it is doing what, and the accept loop sweeps all
-//! clocks a few times a second. A connection that waits for its next request is *parked*: hyper's
-//! buffers are given up and only the socket is kept, so that ten thousand idle clients cost little.
-//! What hyper calls an error (a client that broke off, bytes that are
+//! clocks a few times a second. A connection begins with nothing but its socket: requests that are
+//! here in full and plain are answered at once (see `express`), with the first other one hyper takes
+//! over. When it then waits for its next request it is *parked*: hyper's buffers are given up and
+//! only the socket is kept, so that ten thousand idle clients cost little. What hyper calls an error (a client that broke off, bytes that are
 //! no HTTP) ends this connection and nothing else.
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Edge;
+use super::{Edge, express};
 
 /// What a connection is doing, as far as deadlines care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +119,17 @@ impl Clock {
         self.word.store(micros << 3 | phase as u64, Ordering::Relaxed);
     }
 
+    /// Enters the one phase that has no deadline, and so needs no time.
+    fn enter_busy(&self) {
+        let word = self.word.load(Ordering::Relaxed);
+        self.word.store(word & !7 | Phase::Busy as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the connection is asked for an orderly end.
+    pub fn is_finishing(&self) -> bool {
+        self.is_asked(FINISH)
+    }
+
     fn phase(&self) -> Phase {
         Phase::of(self.word.load(Ordering::Relaxed))
     }
@@ -141,7 +154,7 @@ impl Clock {
     /// The body is here, or nobody waits for it any more.
     pub fn body_ends(&self) {
         self.asked.fetch_and(!OVERDUE_BODY, Ordering::Relaxed);
-        self.enter(Phase::Busy);
+        self.enter_busy();
     }
 
     /// Whether the body's time is over.
@@ -200,6 +213,18 @@ pub async fn serve<S: Stream>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
             return;
         }
         clock.asked.fetch_and(!PARK, Ordering::Relaxed);
+        if let Some(taken) = express::take(&mut parked.ahead, &edge) {
+            clock.enter_busy();
+            let (answer, closing) = taken.answer(&clock, &edge).await;
+            clock.enter(Phase::Idle);
+            if !parked.send(&answer).await || closing {
+                return;
+            }
+            continue;
+        }
+        if clock.phase() == Phase::Idle {
+            clock.enter(Phase::Header);
+        }
         // Boxed, so that a parked connection does not carry the room for an active one.
         match Box::pin(drive(parked, &clock, &edge)).await {
             Some(idle) => parked = idle,
@@ -213,7 +238,7 @@ async fn drive<S: Stream>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edg
     let service = service_fn(move |request| {
         let (edge, clock) = (edge.clone(), clock.clone());
         async move {
-            clock.enter(Phase::Busy);
+            clock.enter_busy();
             let answer = edge.answer(request, &clock).await;
             clock.enter(Phase::Idle);
             answer
@@ -258,9 +283,6 @@ async fn drive<S: Stream>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edg
     }
     let parts = connection.into_parts();
     let mut stream = parts.io.into_inner();
-    if !parts.read_buf.is_empty() {
-        clock.enter(Phase::Header); // the next one has begun to arrive behind the last
-    }
     stream.ahead = parts.read_buf;
     Some(stream)
 }
@@ -273,15 +295,35 @@ struct Watched<S> {
     ahead: Bytes,
 }
 
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    /// Writes an answer; false when the connection is at its end before all of it is out.
+    async fn send(&mut self, answer: &[u8]) -> bool {
+        let mut sent = 0;
+        poll_fn(|cx| {
+            while sent < answer.len() {
+                if self.clock.is_asked(CLOSE) {
+                    return Poll::Ready(false);
+                }
+                match ready!(Pin::new(&mut self.stream).poll_write(cx, &answer[sent..])) {
+                    Ok(0) | Err(_) => return Poll::Ready(false),
+                    Ok(count) => sent += count,
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+}
+
 impl<S: AsyncRead + Unpin> Watched<S> {
     /// Waits for bytes with nothing but the stack to read them into; false when none will come.
     fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !self.ahead.is_empty() {
             return Poll::Ready(true);
         }
-        let mut first = [0u8; 1024];
-        let mut buf = ReadBuf::new(&mut first);
-        let read = ready!(Pin::new(&mut *self).poll_read(cx, &mut buf));
+        let mut first = [const { MaybeUninit::uninit() }; express::MAX_BYTES];
+        let mut buf = ReadBuf::uninit(&mut first);
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
         self.ahead = Bytes::copy_from_slice(buf.filled());
         Poll::Ready(read.is_ok() && !self.ahead.is_empty())
     }

@@ -41,12 +41,9 @@ impl Form {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let content_type = content_type(headers)?;
         let essence = binary::essence(content_type.map_or(&b""[..], HeaderValue::as_bytes));
-        let is = |known: &str| essence.eq_ignore_ascii_case(known.as_bytes());
-        if is("application/cloudevents-batch+json") {
-            return Ok(Self::Batch);
-        }
-        if is("application/cloudevents+json") {
-            return Ok(Self::Structured);
+        let named = Self::named(essence);
+        if let Some(form @ (Self::Batch | Self::Structured)) = named {
+            return Ok(form);
         }
         if binary::starts_with(essence, "application/cloudevents") {
             return Err(unsupported("of CloudEvents only the JSON formats are understood"));
@@ -54,18 +51,34 @@ impl Form {
         if headers.keys().any(|name| binary::marks_binary(name.as_str())) {
             return Ok(Self::Binary(Box::new(BinaryHead::of(headers, content_type)?)));
         }
+        named.ok_or_else(not_understood)
+    }
+
+    /// What a media type alone says, in a request without attributes in its header.
+    pub fn named(essence: &[u8]) -> Option<Self> {
+        let is = |known: &str| essence.eq_ignore_ascii_case(known.as_bytes());
+        if is("application/cloudevents-batch+json") {
+            return Some(Self::Batch);
+        }
+        if is("application/cloudevents+json") {
+            return Some(Self::Structured);
+        }
+        if binary::starts_with(essence, "application/cloudevents") {
+            return None;
+        }
         if is("application/x-ndjson") || is("application/ndjson") || is("application/jsonl") {
-            return Ok(Self::Lines);
+            return Some(Self::Lines);
         }
         let json = binary::starts_with(essence, "application/") && binary::ends_with(essence, "+json");
-        if is("application/json") || json {
-            return Ok(Self::Json);
-        }
-        Err(unsupported(
-            "send application/json, application/x-ndjson, application/cloudevents+json, \
-             application/cloudevents-batch+json, or a CloudEvent in ce- headers",
-        ))
+        (json || is("application/json")).then_some(Self::Json)
     }
+}
+
+fn not_understood() -> Problem {
+    unsupported(
+        "send application/json, application/x-ndjson, application/cloudevents+json, \
+         application/cloudevents-batch+json, or a CloudEvent in ce- headers",
+    )
 }
 
 fn unsupported(detail: &'static str) -> Problem {
@@ -90,6 +103,11 @@ pub struct Head {
 }
 
 impl Head {
+    /// A head that says nothing but how the body is read.
+    pub fn plain(form: Form) -> Self {
+        Self { form, query: None, idempotency_keys: Vec::new() }
+    }
+
     /// Reads the head. Nothing of the body is needed to refuse it.
     pub fn of(parts: &Parts) -> Result<Self, Problem> {
         Ok(Self {

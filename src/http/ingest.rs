@@ -131,6 +131,14 @@ async fn read_events(
 
 /// The 202.
 fn accepted(appended: Appended, id: Option<&str>) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(accepted_text(appended, id))));
+    *answer.status_mut() = hyper::StatusCode::ACCEPTED;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// The body of the 202.
+pub fn accepted_text(appended: Appended, id: Option<&str>) -> Vec<u8> {
     use std::io::Write;
     let mut text = Vec::with_capacity(128 + id.map_or(0, str::len));
     let Appended { accepted, duplicates, first_offset } = appended;
@@ -150,10 +158,7 @@ fn accepted(appended: Appended, id: Option<&str>) -> Answer {
         push_json_string(&mut text, id);
     }
     text.push(b'}');
-    let mut answer = Response::new(Full::new(Bytes::from(text)));
-    *answer.status_mut() = hyper::StatusCode::ACCEPTED;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+    text
 }
 
 #[cfg(test)]

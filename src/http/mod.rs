@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! ingest runtime (one thread)                          ops runtime
-//! accept ─► connection ─► POST /v1/events ─► queue
-//!                     └─► everything else ───────────► router (status, health, operators)
+//! accept ─► connection ─► plain and whole (express) ─► queue
+//!                     └─► hyper ─► POST /v1/events ──► queue
+//!                               └► everything else ──► router (status, health, operators)
 //! ```
 //!
 //! [`serve`] is the accept loop; it owns every connection's task and sweeps their deadlines. The hot
@@ -20,6 +21,7 @@ mod body;
 mod coding;
 mod connection;
 mod decode;
+mod express;
 mod failures;
 mod ingest;
 mod listener;
@@ -214,6 +216,7 @@ struct Edge {
     event_limits: EventLimits,
     budget: Arc<Budget>,
     router: axum::Router,
+    date: express::Date,
 }
 
 /// A body of either side: whole, or the router's.
@@ -269,7 +272,8 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
         park: PARK.min(http.idle_timeout / 4),
         linger: LINGER.min(http.body_timeout),
     };
-    let full = Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire();
+    let full =
+        Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire(true, None);
     let mut server = Server {
         deadlines,
         max_connections: http.max_connections as usize,
@@ -286,6 +290,7 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
             router: admin::router(app.clone(), &limits.http),
             limits,
             app: app.clone(),
+            date: express::Date::default(),
         }),
     };
     tracing::info!(listen = listener.describe(), "listening");

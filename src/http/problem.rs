@@ -204,16 +204,25 @@ impl Problem {
         answer
     }
 
-    /// The whole answer as bytes, for a connection that is turned away before HTTP begins.
-    pub fn to_wire(&self) -> Vec<u8> {
+    /// The whole answer as bytes, for where no server stands between.
+    pub fn to_wire(&self, closing: bool, date: Option<[u8; 29]>) -> Vec<u8> {
         let document = self.document();
         let mut wire = format!(
-            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nretry-after: {}\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n",
             self.status(),
             document.len(),
-            self.retry_after.unwrap_or(1),
         )
         .into_bytes();
+        if let Some(seconds) = self.retry_after {
+            wire.extend_from_slice(format!("retry-after: {seconds}\r\n").as_bytes());
+        }
+        if closing {
+            wire.extend_from_slice(b"connection: close\r\n");
+        }
+        if let Some(date) = date {
+            wire.extend_from_slice(&[b"date: ", &date[..], b"\r\n"].concat());
+        }
+        wire.extend_from_slice(b"\r\n");
         wire.extend_from_slice(&document);
         wire
     }
@@ -291,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_connection_turned_away_gets_a_whole_answer() {
-        let wire = String::from_utf8(Problem::new(Slug::Overloaded, "full").to_wire()).unwrap();
+        let wire = String::from_utf8(Problem::new(Slug::Overloaded, "full").to_wire(true, None)).unwrap();
         let (head, body) = wire.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 429 Too Many Requests\r\n"), "{head}");
         assert!(head.contains(&format!("content-length: {}\r\n", body.len())));

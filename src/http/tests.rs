@@ -295,6 +295,62 @@ async fn an_accepted_request_is_answered_202_with_its_offsets() {
     assert_eq!(running.texts().len(), 5);
 }
 
+/// The express lane and the general way, told apart by whether the request is there at once.
+#[tokio::test]
+async fn a_request_gets_the_same_answer_whole_and_in_pieces() {
+    let event = r#"{"specversion":"1.0","id":"a","source":"/s","type":"t"}"#;
+    let structured = "content-type: application/cloudevents+json\r\n";
+    for (headers, body) in [
+        (structured, event),
+        (JSON, "5"),
+        (JSON, "[]"),
+        (JSON, "{"),
+        (JSON, "\"\\ud800\""),
+        ("content-type: application/x-ndjson\r\n", "1\n2\n"),
+        ("content-type: application/x-ndjson\r\n", "1\n{\n"),
+        (structured, "{}"),
+    ] {
+        let request = post(headers, body);
+        let running = start(|_| {}).await;
+        let mut answers = Vec::new();
+        for at in [request.len(), request.len() - body.len(), request.len() - 1, 10] {
+            running.queue.texts.lock().unwrap().clear();
+            let mut client = running.client().await;
+            client.send(&request[..at]).await;
+            // An answer on another connection: by then the first piece has been read.
+            assert_eq!(running.ask(get("/livez")).await.status, 200);
+            client.send(&request[at..]).await;
+            let reply = client.reply().await;
+            let names: Vec<String> = reply
+                .head
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .map(|(n, _)| n.to_owned())
+                .collect();
+            let mut body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+            if body["id"] != "a" {
+                body["id"].take(); // made up
+            }
+            answers.push((reply.status, names, body, running.texts().len()));
+        }
+        answers.dedup();
+        assert_eq!(answers.len(), 1, "{body}: {answers:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_sent_at_once_are_answered_one_after_the_other_whichever_way_each_goes() {
+    let running = start(|_| {}).await;
+    let mut client = running.client().await;
+    let kept = post(JSON, "1");
+    let general = post(&format!("{JSON}idempotency-key: k\r\n"), "2");
+    client.send([&kept[..], &kept, &general, &kept, &general].concat()).await;
+    for (offset, named) in [(0, false), (1, false), (2, true), (3, false), (4, true)] {
+        let body: serde_json::Value = serde_json::from_str(&client.reply().await.body).unwrap();
+        assert_eq!((&body["first_offset"], body["id"] == "k"), (&offset.into(), named));
+    }
+}
+
 #[tokio::test]
 async fn no_202_before_the_receipt_and_none_at_all_when_storage_fails() {
     let running = start(|_| {}).await;
@@ -821,6 +877,7 @@ async fn the_only_event_of_a_batch_is_named_too() {
 async fn an_idle_connection_gives_up_its_buffers_and_serves_on() {
     let running = start(|_| {}).await;
     let edge = Arc::new(Edge {
+        date: express::Date::default(),
         app: running.app.clone(),
         limits: Limits::of(&Config::default()),
         event_limits: EventLimits { max_event: 1000, max_batch: 1000 },
