@@ -268,7 +268,7 @@ impl Dedupe {
     }
 
     /// How far the pointer in a slot is from where its key's probing began.
-    fn from_home(&self, slot: usize) -> usize {
+    fn strayed(&self, slot: usize) -> usize {
         self.layout.distance(self.slots[slot]).unwrap_or_else(|| {
             let key = self.key(self.layout.pointer(self.slots[slot]) - 1);
             self.distance(self.home(key).0, slot)
@@ -324,10 +324,10 @@ impl Dedupe {
         // pile up.
         let mut slot = self.after(hole);
         while self.slots[slot] != 0 {
-            let from_home = self.from_home(slot);
+            let strayed = self.strayed(slot);
             let from_hole = self.distance(hole, slot);
-            if from_home >= from_hole {
-                self.slots[hole] = self.layout.moved(self.slots[slot], from_home - from_hole);
+            if strayed >= from_hole {
+                self.slots[hole] = self.layout.moved(self.slots[slot], strayed - from_hole);
                 hole = slot;
             }
             slot = self.after(slot);
