@@ -104,11 +104,29 @@ pub struct Ledger {
     pub checkpoint_interval: Duration,
 }
 
+/// Segments the failure table has at least; some of them are kept for cleaning.
+const LEAST_FAILURE_SEGMENTS: u64 = 8;
+/// What a row of the failure table takes beyond its event, at most, with a share of a segment's header.
+const FAILURE_ROW_BYTES: u64 = 8192;
+
 /// `[failures]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failures {
     /// Most bytes the failure table takes on disk.
     pub budget_bytes: u64,
+}
+
+impl Config {
+    /// The smallest budget of the failure table in which rows with events of any allowed size still
+    /// leave room for cleaning.
+    pub fn least_failures_budget(&self) -> u64 {
+        LEAST_FAILURE_SEGMENTS * self.least_failure_segment()
+    }
+
+    /// The smallest segment of the failure table: two rows of the largest event.
+    pub fn least_failure_segment(&self) -> u64 {
+        (2 * (self.http.max_event_bytes + FAILURE_ROW_BYTES)).next_multiple_of(4096)
+    }
 }
 
 /// `[shutdown]`

@@ -40,6 +40,15 @@ pub(super) fn read(mut settings: Settings) -> Result<Config, ConfigError> {
         telemetry: section(&mut settings, "telemetry", telemetry),
         sinks: sinks(&mut settings),
     };
+    let least = config.least_failures_budget();
+    let may_park = config.sinks.iter().any(|sink| !sink.kind.keeps_order());
+    if may_park && config.failures.budget_bytes < least {
+        settings.mistake(format!(
+            "`failures.budget` = {} is too small for events as large as `http.max_event`; it takes {} at least",
+            show_size(config.failures.budget_bytes),
+            show_size(least)
+        ));
+    }
     let mistakes = settings.finish();
     if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(mistakes)) }
 }

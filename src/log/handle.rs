@@ -112,6 +112,11 @@ impl Log {
         self.shared.state().segments.back().map_or(0, |newest| newest.base())
     }
 
+    /// Where the oldest segment ends, when it takes nothing more: what may be given up next.
+    pub fn oldest_end(&self) -> Option<u64> {
+        self.shared.state().segments.get(1).map(|second| second.base())
+    }
+
     /// The largest frame, header and table included, that an append may make.
     pub fn max_frame_bytes(&self) -> u64 {
         self.shared.largest_frame()

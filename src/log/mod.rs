@@ -1,7 +1,8 @@
 //! A durable, segmented log of opaque records over a [`Disk`](crate::disk::Disk).
 //!
-//! Used twice: for the event log (`wal/`) and for the ledger (`ledger/`). It knows offsets, frames
-//! and segments, and nothing about events, sinks or checkpoints.
+//! Used three times: for the event log (`wal/`), the ledger (`ledger/`) and the failure table
+//! (`ledger/failures/`). It knows offsets, frames and segments, and nothing about events, sinks or
+//! checkpoints.
 //!
 //! # The format, byte for byte
 //!
@@ -28,7 +29,7 @@
 //!
 //! header    0  8  magic "EVFLSEG1" (the 1 is the format version)
 //!           8  4  crc32 of bytes 12..64
-//!          12  4  stream: 1 event log, 2 ledger
+//!          12  4  stream: 1 event log, 2 ledger, 3 failure table
 //!          16  8  base offset
 //!          24  8  salt: random, new at every use of the file, never zero
 //!          32  8  segment size in bytes
@@ -122,6 +123,8 @@ pub enum Stream {
     Events,
     /// The ledger.
     Ledger,
+    /// The failure table.
+    Failures,
 }
 
 impl Stream {
@@ -129,6 +132,7 @@ impl Stream {
         match self {
             Stream::Events => 1,
             Stream::Ledger => 2,
+            Stream::Failures => 3,
         }
     }
 
@@ -136,6 +140,7 @@ impl Stream {
         match code {
             1 => Some(Stream::Events),
             2 => Some(Stream::Ledger),
+            3 => Some(Stream::Failures),
             _ => None,
         }
     }

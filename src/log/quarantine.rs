@@ -29,6 +29,7 @@ pub(super) fn keep(
     let stream = match options.stream {
         Stream::Events => "events",
         Stream::Ledger => "ledger",
+        Stream::Failures => "failures",
     };
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     // The salt tells uses of one file apart; the same bytes get the same name again.

@@ -1,8 +1,10 @@
-//! The records of the ledger and their bytes. Pure; the only module that names bincode.
+//! The records of the ledger and of the failure table, and their bytes. Pure; the only module that names
+//! bincode.
 //!
 //! ```text
 //! record   0  1  version of the encoding: 1
 //!          1  …  bincode 1.3.3, little-endian, fixed-width integers, 64-bit lengths
+//!          …  …  in the failure table, behind a row: the event's text, to the end
 //! ```
 //!
 //! bincode is no longer maintained (its 3.0.0 is an empty tombstone), so its format is frozen here
@@ -61,6 +63,82 @@ pub struct Checkpoint {
     pub token: Option<Vec<u8>>,
     /// The event log's durable end when this was written.
     pub durable_end: u64,
+    /// Rows it has in the failure table.
+    pub rows: u64,
+    /// All numbers above hold what the failure table's log says below this place of it. What it says
+    /// at or above is news.
+    pub rows_end: u64,
+}
+
+/// One record of the failure table's log; they hold in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowRecord {
+    /// An event is parked. Its text follows.
+    Parked(Row),
+    /// A row that is there is told again, so that its older record may go. Its text follows.
+    Kept(Row),
+    /// A row changed.
+    Changed(Change),
+    /// A row is gone.
+    Gone {
+        /// The sink's configured name.
+        sink: String,
+        /// The event's offset.
+        offset: u64,
+        /// What became of it.
+        end: End,
+    },
+}
+
+/// A row of the failure table, without the event's text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The sink's configured name.
+    pub sink: String,
+    /// The event's offset.
+    pub offset: u64,
+    /// Given up.
+    pub is_dead: bool,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When it is tried again, microseconds since the Unix epoch.
+    pub due_at: i64,
+    /// When it failed first.
+    pub first_failed_at: i64,
+    /// When it failed last.
+    pub last_failed_at: i64,
+    /// Why it failed last.
+    pub reason: String,
+    /// When the event was accepted.
+    pub accepted_at: i64,
+}
+
+/// How a row changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The sink's configured name.
+    pub sink: String,
+    /// The event's offset.
+    pub offset: u64,
+    /// Given up.
+    pub is_dead: bool,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When it is tried again.
+    pub due_at: i64,
+    /// When and why it failed, unless somebody redrove it.
+    pub failure: Option<(i64, String)>,
+}
+
+/// What became of an event that was in the failure table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// It is at the target.
+    Delivered,
+    /// Dropped by policy, or by an operator.
+    Dropped,
+    /// The sink's filter does not match it any more.
+    Skipped,
 }
 
 /// What is known about offsets without an event.
@@ -97,6 +175,33 @@ pub fn encode(record: &Record) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// The bytes of a record of the failure table, `text` behind it.
+pub fn encode_row(record: &RowRecord, text: &[u8]) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![VERSION];
+    options().serialize_into(&mut bytes, record).map_err(|e| e.to_string())?;
+    bytes.extend_from_slice(text);
+    Ok(bytes)
+}
+
+/// The record of the failure table with these bytes, and the text behind it; empty where none belongs.
+pub fn decode_row(bytes: &[u8]) -> Result<(RowRecord, &[u8]), DecodeError> {
+    let mut rest = match bytes.split_first() {
+        Some((&VERSION, rest)) => rest,
+        Some((&version, _)) => return Err(DecodeError::Version(version)),
+        None => return Err(DecodeError::Malformed("it is empty".to_owned())),
+    };
+    let record = options()
+        .allow_trailing_bytes()
+        .deserialize_from(&mut rest)
+        .map_err(|e| DecodeError::Malformed(e.to_string()))?;
+    match &record {
+        RowRecord::Changed(_) | RowRecord::Gone { .. } if !rest.is_empty() => {
+            Err(DecodeError::Malformed("bytes are left over".to_owned()))
+        }
+        _ => Ok((record, rest)),
+    }
+}
+
 /// The record with these bytes.
 pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.split_first() {
@@ -123,6 +228,8 @@ mod tests {
                 skipped: 2,
                 token: Some(vec![0xaa]),
                 durable_end: 10,
+                rows: 3,
+                rows_end: 4,
             }),
             Record::Paused { sink: "c".to_owned(), paused: true },
             Record::Findings(Findings { durable_end: 3, voids: vec![(1, 2)], damaged_ranges: 1 }),
@@ -153,7 +260,9 @@ mod tests {
                 "01",
                 "0100000000000000",
                 "aa",
-                "0a00000000000000"
+                "0a00000000000000",
+                "0300000000000000",
+                "0400000000000000"
             ),
             concat!("01", "01000000", "0100000000000000", "63", "01"),
             concat!(
@@ -173,6 +282,81 @@ mod tests {
             assert_eq!(hex(&bytes), golden, "{record:?}");
             assert_eq!(&decode(&bytes).unwrap(), record);
         }
+    }
+
+    fn row_samples() -> Vec<(RowRecord, &'static [u8])> {
+        let row = Row {
+            sink: "ab".to_owned(),
+            offset: 5,
+            is_dead: true,
+            attempts: 2,
+            due_at: 3,
+            first_failed_at: 4,
+            last_failed_at: 6,
+            reason: "r".to_owned(),
+            accepted_at: 7,
+        };
+        let change = Change {
+            sink: "c".to_owned(),
+            offset: 5,
+            is_dead: false,
+            attempts: 2,
+            due_at: 3,
+            failure: Some((8, "s".to_owned())),
+        };
+        vec![
+            (RowRecord::Parked(row.clone()), b"{}"),
+            (RowRecord::Kept(row), b"{ }"),
+            (RowRecord::Changed(change), b""),
+            (RowRecord::Gone { sink: "c".to_owned(), offset: 5, end: End::Skipped }, b""),
+        ]
+    }
+
+    #[test]
+    fn the_bytes_of_every_row_record_stay_what_they_are() {
+        let row = concat!(
+            "0200000000000000",
+            "6162",
+            "0500000000000000",
+            "01",
+            "02000000",
+            "0300000000000000",
+            "0400000000000000",
+            "0600000000000000",
+            "0100000000000000",
+            "72",
+            "0700000000000000"
+        );
+        let change = concat!(
+            "0100000000000000",
+            "63",
+            "0500000000000000",
+            "00",
+            "02000000",
+            "0300000000000000",
+            "01",
+            "0800000000000000",
+            "0100000000000000",
+            "73"
+        );
+        let golden = [
+            format!("0100000000{row}7b7d"),
+            format!("0101000000{row}7b207d"),
+            format!("0102000000{change}"),
+            format!("01030000000100000000000000630500000000000000{}", "02000000"),
+        ];
+        for ((record, text), golden) in row_samples().iter().zip(golden) {
+            let bytes = encode_row(record, text).unwrap();
+            assert_eq!(hex(&bytes), golden, "{record:?}");
+            assert_eq!(decode_row(&bytes).unwrap(), (record.clone(), *text));
+            let head = bytes.len() - text.len();
+            for end in 0..head {
+                assert!(decode_row(&bytes[..end]).is_err(), "{record:?} cut at {end}");
+            }
+        }
+        let (gone, _) = row_samples().pop().unwrap();
+        let longer = encode_row(&gone, b"x").unwrap();
+        assert!(decode_row(&longer).is_err(), "text where none belongs");
     }
 
     #[test]

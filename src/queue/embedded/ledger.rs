@@ -32,6 +32,7 @@ use super::codec::{self, Checkpoint, Record};
 use super::feed::Feed;
 use super::ranges::RangeSet;
 use super::state::{Shared, Work};
+use super::table::Table;
 
 /// Without anything to write, the thread looks after the dedupe ring this often.
 const TICK: Duration = Duration::from_millis(500);
@@ -127,11 +128,14 @@ pub struct Ledger {
     log: Log,
     writer: Writer,
     stock: Stock,
+    table: Table,
     feed: Feed,
     clock: Clock,
     interval: Duration,
     /// What is kept about sinks that are not configured any more.
     gone: Vec<Record>,
+    /// It is not what the ledger says, and a snapshot must say so before anything is freed.
+    gone_changed: bool,
     /// A lack of room was told; it is told once.
     is_blocked: bool,
 }
@@ -142,10 +146,12 @@ pub(super) struct Parts {
     pub log: Log,
     pub writer: Writer,
     pub stock: Stock,
+    pub table: Table,
     pub feed: Feed,
     pub clock: Clock,
     pub interval: Duration,
     pub gone: Vec<Record>,
+    pub gone_changed: bool,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -156,8 +162,9 @@ impl std::fmt::Debug for Ledger {
 
 impl Ledger {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, log, writer, stock, feed, clock, interval, gone } = parts;
-        Self { shared, log, writer, stock, feed, clock, interval, gone, is_blocked: false }
+        let Parts { shared, log, writer, stock, table, feed, clock, interval, gone, gone_changed } = parts;
+        let is_blocked = false;
+        Self { shared, log, writer, stock, table, feed, clock, interval, gone, gone_changed, is_blocked }
     }
 
     /// Writes and frees until the queue asks it to stop; the body of a thread of its own.
@@ -182,19 +189,28 @@ impl Ledger {
         }
     }
 
-    /// One round: writes what changed, compacts, prepares a spare, feeds the ring, frees segments.
-    /// `true` when there is more to do at once.
+    /// One round: settles rows of the failure table, writes what changed, compacts, prepares a spare,
+    /// feeds the ring, frees segments. `true` when there is more to do at once.
     pub fn step(&mut self) -> Result<bool, QueueError> {
+        let shared = Arc::clone(&self.shared);
+        let table_failed = |error: LogError| latch(&shared, format!("the failure table: {error}"));
+        let mut more = self.table.settle().map_err(table_failed)?;
         self.write_changes()?;
-        let more = self.feed.step();
+        // Only what a durable checkpoint counts may be given up, so this comes after it.
+        if !self.gone_changed {
+            more |= self.table.clean().map_err(table_failed)?;
+        }
+        more |= self.feed.step();
         self.release();
         Ok(more)
     }
 
     /// The last round of an orderly stop: everything is written, then the mark of a clean stop.
     pub fn close(mut self) -> Result<(), QueueError> {
-        self.step()?;
+        // Ends: nobody brings rows any more, and each round settles some or has no room.
+        while self.step()? && self.table.is_busy() {}
         let shared = Arc::clone(&self.shared);
+        self.table.close().map_err(|error| latch(&shared, format!("the failure table: {error}")))?;
         self.writer.close().map_err(|error| failed(&shared, &error))
     }
 
@@ -208,7 +224,7 @@ impl Ledger {
             self.tell_blocked(!written);
         }
         self.restock();
-        if self.log.usage().segments > 1 {
+        if self.log.usage().segments > 1 || self.gone_changed {
             self.compact()?;
             self.restock();
         }
@@ -233,6 +249,7 @@ impl Ledger {
         records.extend(work.records.iter().cloned());
         records.push(Record::SnapshotEnd { records: records.len() as u64 - 1 });
         if self.write(&work, &records)? {
+            self.gone_changed = false;
             self.log.release_below(begin);
         }
         Ok(())
@@ -316,7 +333,10 @@ fn records_per_frame(records: &[Vec<u8>], max_bytes: u64) -> usize {
 }
 
 fn failed(shared: &Shared, error: &LogError) -> QueueError {
-    let reason = format!("the ledger: {error}");
+    latch(shared, format!("the ledger: {error}"))
+}
+
+fn latch(shared: &Shared, reason: String) -> QueueError {
     shared.fail(reason.clone());
     QueueError::StorageFailed(reason)
 }

@@ -9,6 +9,7 @@
 //! and blocks; takes no longer for a longer backlog. A damaged ledger, a missing one, or a ring that
 //! cannot be read is never a reason not to start: it costs redelivery, or forgets old duplicates.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,11 +28,20 @@ use super::feed::Feed;
 use super::ledger::{self, Clock, Ledger, Memory, Parts};
 use super::ranges::RangeSet;
 use super::ring::{self, Ring};
-use super::state::{Shared, SinkProgress, State};
+use super::rows::record_cost;
+use super::settle::{ROW_OVERHEAD_BYTES, Tally};
+use super::state::{Fixed, MAX_CHECKPOINT_RANGES, Shared, SinkProgress, State, TableRoom};
+use super::table::{self, Table, Told};
 use super::window::Window;
 
 /// Files the ledger may take: two in use, the rest for a snapshot that needs more than one.
 const LEDGER_SEGMENTS: u64 = 16;
+/// Files the failure table's budget is divided into, as far as its events are small enough.
+const FAILURE_SEGMENTS: u64 = 16;
+/// The failure table's directory, beside the ledger's own files.
+const FAILURES_DIR: &str = "failures";
+/// What else is in the ledger's directory.
+const LEDGER_NEIGHBOURS: [&str; 3] = [ring::NAMES[0], ring::NAMES[1], FAILURES_DIR];
 /// Tags read at once while filling the dedupe window.
 const READ_TAGS: usize = 8192;
 
@@ -63,6 +73,12 @@ pub enum OpenError {
     /// The ledger cannot be recovered.
     #[error("the ledger cannot be opened: {0}")]
     Ledger(#[source] LogError),
+    /// The failure table cannot be recovered.
+    #[error("the failure table cannot be opened: {0}")]
+    Failures(#[source] LogError),
+    /// The failure table cannot be read.
+    #[error("the failure table cannot be read: {0}; check the disk, then start again")]
+    ReplayRows(#[source] ReadError),
     /// The ledger cannot be read.
     #[error("the ledger cannot be read: {0}; check the disk, then start again")]
     Replay(#[source] ReadError),
@@ -95,22 +111,44 @@ pub fn open(
 
     let dedupe = fill_window(&wal.log, config.wal.dedupe_window, ring.as_ref(), share(&entropy));
     let ledger_dir = ledger_options(config).dir;
-    let mut feed = Feed::new(disk, ledger_dir, config.wal.dedupe_window, wal.log.clone(), ring);
+    let mut feed = Feed::new(disk.clone(), ledger_dir, config.wal.dedupe_window, wal.log.clone(), ring);
     feed.step(); // makes a ring where there is none of this window; the rest follows in the background
 
-    let state = restore(&memory, &wal, &sinks, is_damaged);
-    let gone = gone_sinks(&memory, &sinks);
+    let rows_known = memory.checkpoints.values().map(|checkpoint| checkpoint.rows_end).max().unwrap_or(0);
+    let options = failures_options(config);
+    let segments = options.budget_bytes / options.segment_bytes;
+    let room = table_room(config, &options, &sinks);
+    let failures =
+        log::recover(disk, options, rows_known, share(&entropy), now).map_err(OpenError::Failures)?;
+    let mut told = table::replay(&failures.log, &memory.checkpoints).map_err(OpenError::ReplayRows)?;
+    let rows_end = failures.log.next_offset();
+
+    let mut state = restore(&memory, &wal, &sinks, &mut told, rows_end, is_damaged);
+    let (gone, gone_changed) = gone_sinks(&memory, &told, &sinks, rows_end);
+    state.gone_rows = told.into_iter().map(|(name, told)| (name, told.rows)).collect();
     let resumes = state.sinks.iter().map(resume).collect();
-    let shared = Arc::new(Shared::new(wal.log, sinks, config.http.max_waiting_bytes, state));
+    let fixed = Fixed {
+        log: wal.log,
+        failures: failures.log,
+        room,
+        clock: Arc::clone(&clock),
+        infos: sinks,
+        max_waiting_bytes: config.http.max_waiting_bytes,
+    };
+    let shared = Arc::new(Shared::new(fixed, state));
+    let table =
+        Table::new(Arc::clone(&shared), failures.writer, failures.stock, Arc::clone(&clock), segments);
     let mut ledger_owner = Ledger::new(Parts {
         shared: Arc::clone(&shared),
         log: ledger.log,
         writer: ledger.writer,
         stock: ledger.stock,
+        table,
         feed,
         clock,
         interval: config.ledger.checkpoint_interval,
         gone,
+        gone_changed,
     });
     // R9: nothing is claimed or accepted before this is durable. Without room on the disk the ledger's
     // thread tries again, and the queue refuses meanwhile.
@@ -152,8 +190,35 @@ pub fn ledger_options(config: &Config) -> log::Options {
         budget_bytes: config.ledger.segment_bytes * LEDGER_SEGMENTS,
         spares: 1,
         min_free_disk_bytes: 0,
-        owners_files: &ring::NAMES,
+        owners_files: &LEDGER_NEIGHBOURS,
     }
+}
+
+/// Where the failure table's log is and what it may take. Like the ledger it may use the room that
+/// `min_free_disk` keeps from others: only a durable row frees the segment its event is in.
+pub fn failures_options(config: &Config) -> log::Options {
+    let budget_bytes = config.failures.budget_bytes;
+    let even = budget_bytes / FAILURE_SEGMENTS / 4096 * 4096;
+    let segment_bytes = even.max(config.least_failure_segment());
+    log::Options {
+        dir: config.data_dir.join("ledger").join(FAILURES_DIR),
+        quarantine_dir: quarantine_dir(config),
+        stream: Stream::Failures,
+        segment_bytes,
+        // Two are what any log needs; only a daemon whose sinks never park may have so small a budget.
+        budget_bytes: budget_bytes.max(2 * segment_bytes),
+        spares: 1,
+        min_free_disk_bytes: 0,
+        owners_files: &[],
+    }
+}
+
+/// What the failure table has room for. Each sink that parks events gets the same share.
+fn table_room(config: &Config, options: &log::Options, sinks: &[SinkInfo]) -> TableRoom {
+    let row = record_cost(config.http.max_event_bytes + ROW_OVERHEAD_BYTES);
+    let total = table::capacity(options.budget_bytes / options.segment_bytes, options.segment_bytes, row);
+    let parking = sinks.iter().filter(|info| info.parks).count().max(1) as u64;
+    TableRoom { total, share: total / parking, row }
 }
 
 fn quarantine_dir(config: &Config) -> PathBuf {
@@ -223,7 +288,14 @@ fn fill_window(log: &Log, window: u64, ring: Option<&Ring>, mut entropy: Entropy
 }
 
 /// Every configured sink's progress, and what is void.
-fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: bool) -> State {
+fn restore(
+    memory: &Memory,
+    wal: &Recovered,
+    sinks: &[SinkInfo],
+    told: &mut BTreeMap<String, Told>,
+    rows_end: u64,
+    is_damaged: bool,
+) -> State {
     let report = &wal.report;
     let mut voids = memory.voids.clone();
     let mut damaged_ranges = memory.damaged_ranges;
@@ -247,10 +319,13 @@ fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: boo
         generation: 1,
         // Always written, because it says how far the log is durable.
         findings_changed: 1,
+        rows_end,
         ..State::default()
     };
     for info in sinks {
-        let progress = restore_sink(info, memory, &held, &state.voids, is_damaged);
+        let told = told.remove(&info.name).unwrap_or_default();
+        let (progress, lost) = restore_sink(info, memory, told, rows_end, &held, &state.voids, is_damaged);
+        state.damaged_ranges += u64::from(lost > 0);
         state.sinks.push(progress);
     }
     state
@@ -259,10 +334,12 @@ fn restore(memory: &Memory, wal: &Recovered, sinks: &[SinkInfo], is_damaged: boo
 fn restore_sink(
     info: &SinkInfo,
     memory: &Memory,
+    told: Told,
+    rows_end: u64,
     held: &Range<u64>,
     voids: &RangeSet,
     is_damaged: bool,
-) -> SinkProgress {
+) -> (SinkProgress, u64) {
     let known = memory.checkpoints.get(&info.name);
     // A ledger that knows nothing although the log was released from: it was lost, and all that is
     // not held any more had been finished by every sink.
@@ -272,6 +349,14 @@ fn restore_sink(
         None if was_lost => Checkpoint::default(),
         None => Checkpoint { acked: held.start, ..Checkpoint::default() },
     };
+    let (checkpoint, lost) = told.fold(&checkpoint, rows_end);
+    if lost > 0 {
+        tracing::error!(
+            sink = info.name,
+            events = lost,
+            "rows of the failure table are gone with damage; their events are counted as dropped"
+        );
+    }
     let finished: RangeSet =
         checkpoint.finished.iter().filter(|(s, e)| s < e).map(|(s, e)| *s..(*e).min(held.end)).collect();
     let acked = checkpoint.acked.clamp(held.start, held.end);
@@ -292,41 +377,66 @@ fn restore_sink(
     }
     let window = Window::resume(acked, finished.iter());
     let paused_by_operator = memory.paused.get(&info.name).copied().unwrap_or(false);
-    SinkProgress {
+    let has_news = known.is_none_or(|known| {
+        (known.rows, known.delivered, known.dropped, known.skipped)
+            != (checkpoint.rows, delivered, checkpoint.dropped, checkpoint.skipped)
+    });
+    let progress = SinkProgress {
         durable_acked: window.acked(),
         window,
-        delivered,
-        dropped: checkpoint.dropped,
-        skipped: checkpoint.skipped,
+        rows: told.rows,
+        reserved: 0,
+        settling_cost: 0,
+        is_crowded: false,
+        tally: Tally { delivered, dropped: checkpoint.dropped, skipped: checkpoint.skipped },
         token: checkpoint.token,
         paused: paused_by_operator || info.starts_paused,
         paused_by_operator,
         backing_off: None,
         last_error: None,
         reader: None,
-        changed: u64::from(known.is_none()),
+        changed: u64::from(has_news),
         pause_changed: 0,
-    }
+    };
+    (progress, lost)
 }
 
 fn resume(sink: &SinkProgress) -> Resume {
     Resume { token: sink.token.clone(), next_offset: sink.window.acked() }
 }
 
-/// What is kept about sinks that are not configured: they may come back.
-fn gone_sinks(memory: &Memory, sinks: &[SinkInfo]) -> Vec<Record> {
+/// What is kept about sinks that are not configured: they may come back. And whether the ledger says
+/// otherwise. `told` is what the failure table has of them.
+fn gone_sinks(
+    memory: &Memory,
+    told: &BTreeMap<String, Told>,
+    sinks: &[SinkInfo],
+    rows_end: u64,
+) -> (Vec<Record>, bool) {
     let is_gone = |name: &&String| !sinks.iter().any(|info| info.name == **name);
     let mut records = Vec::new();
-    for (name, checkpoint) in memory.checkpoints.iter().filter(|(name, _)| is_gone(name)) {
+    let mut changed = false;
+    let names: BTreeSet<&String> = memory.checkpoints.keys().chain(told.keys()).filter(is_gone).collect();
+    for name in names {
+        let blank = || Checkpoint { sink: name.clone(), ..Checkpoint::default() };
+        let known = memory.checkpoints.get(name).cloned().unwrap_or_else(blank);
+        let (mut checkpoint, _) = told.get(name).unwrap_or(&Told::default()).fold(&known, rows_end);
+        checkpoint.finished.truncate(MAX_CHECKPOINT_RANGES);
+        if (Checkpoint { rows_end: known.rows_end, ..checkpoint.clone() }) == known {
+            checkpoint = known.clone(); // no news
+        }
         tracing::warn!(
             sink = name,
             acked_offset = checkpoint.acked,
-            "a sink with a checkpoint is not configured any more; events are not kept for it"
+            rows = checkpoint.rows,
+            "a sink with a checkpoint is not configured any more; events are not kept for it, its rows of the \
+             failure table are"
         );
-        records.push(Record::Checkpoint(checkpoint.clone()));
+        changed |= checkpoint != known;
+        records.push(Record::Checkpoint(checkpoint));
     }
     for (name, paused) in memory.paused.iter().filter(|(name, _)| is_gone(name)) {
         records.push(Record::Paused { sink: name.clone(), paused: *paused });
     }
-    records
+    (records, changed)
 }

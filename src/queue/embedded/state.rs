@@ -5,31 +5,45 @@
 //! instructions, never across I/O or an await. The queue of waiting appends has a lock of its own,
 //! because the ingest thread takes it for every request.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::event::{Micros, NewBatch};
 use crate::log::{Chunk, Log, NoRoom, Reader};
-use crate::queue::{Appended, Refusal, SinkInfo};
+use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
+use super::ledger::Clock;
 use super::ranges::RangeSet;
+use super::rows::Rows;
+use super::settle::{Settling, Tally};
 use super::window::Window;
 
 /// Ranges finished ahead that one checkpoint keeps; what is beyond is delivered again after a crash.
-const MAX_CHECKPOINT_RANGES: usize = 256;
+pub(super) const MAX_CHECKPOINT_RANGES: usize = 256;
 /// Void ranges one ledger record holds. Both bounds keep every record below the smallest segment.
 const MAX_FINDINGS_RANGES: usize = 256;
 
+/// Redrives under way or waiting at the same time; more wait for their turn to wait.
+const MAX_REDRIVES: usize = 8;
+
 /// Behind every handle of one queue.
-#[derive(Debug)]
 pub(super) struct Shared {
     /// The event log.
     pub log: Log,
+    /// The failure table's log.
+    pub failures: Log,
+    /// What the failure table has room for.
+    pub room: TableRoom,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Who may ask for a redrive.
+    pub redrive_permits: Semaphore,
     /// The configured sinks, in order.
     pub infos: Vec<SinkInfo>,
     /// Most bytes of appends that wait for the committer.
@@ -51,11 +65,42 @@ pub(super) struct Shared {
     failure: OnceLock<String>,
 }
 
+/// What a [`Shared`] is made of.
+pub(super) struct Fixed {
+    pub log: Log,
+    pub failures: Log,
+    pub room: TableRoom,
+    pub clock: Clock,
+    pub infos: Vec<SinkInfo>,
+    pub max_waiting_bytes: u64,
+}
+
+/// What the failure table has room for, in bytes of its log.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct TableRoom {
+    /// For all rows.
+    pub total: u64,
+    /// For the rows of one sink, so that a broken target leaves room to the others.
+    pub share: u64,
+    /// The most one row takes.
+    pub row: u64,
+}
+
 /// Everything that is counted.
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// One for each configured sink, in order.
     pub sinks: Vec<SinkProgress>,
+    /// Rows of sinks that are not configured any more; kept, never claimed.
+    pub gone_rows: BTreeMap<String, Rows>,
+    /// Records on their way into the failure table.
+    pub settling: VecDeque<Settling>,
+    /// What they will take, those the ledger thread works on included.
+    pub settling_bytes: u64,
+    /// Redrives under way.
+    pub redrives: VecDeque<Redriving>,
+    /// Everything the failure table's log says below this place is in these numbers.
+    pub rows_end: u64,
     /// Offsets that hold no event, as far as they still matter.
     pub voids: RangeSet,
     /// Damaged ranges that cost events, since the data directory was made.
@@ -79,12 +124,16 @@ pub(super) struct State {
 pub(super) struct SinkProgress {
     /// Claims as ranges.
     pub window: Window,
-    /// Events delivered.
-    pub delivered: u64,
-    /// Events dropped by policy.
-    pub dropped: u64,
-    /// Events that the sink's filter does not match.
-    pub skipped: u64,
+    /// Its events in the failure table.
+    pub rows: Rows,
+    /// Room in the failure table that claims under way may need.
+    pub reserved: u64,
+    /// Room that records on their way will take.
+    pub settling_cost: u64,
+    /// Nothing is claimed from the log, because what it might park would not fit: told once.
+    pub is_crowded: bool,
+    /// Events that are done with and have no row.
+    pub tally: Tally,
     /// What the sink wants handed back on open.
     pub token: Option<Vec<u8>>,
     /// Nothing is claimed.
@@ -103,6 +152,23 @@ pub(super) struct SinkProgress {
     pub changed: u64,
     /// The generation of its last pause or resume.
     pub pause_changed: u64,
+}
+
+/// A redrive under way.
+#[derive(Debug)]
+pub(super) struct Redriving {
+    /// Index of the sink.
+    pub sink: usize,
+    /// What is still to be looked at.
+    pub selection: Selection,
+    /// The last offset that was.
+    pub after: Option<u64>,
+    /// What to do.
+    pub action: Redrive,
+    /// Rows changed so far.
+    pub changed: u64,
+    /// Who waits for the number.
+    pub answer: oneshot::Sender<u64>,
 }
 
 /// Appends that wait for the next group commit.
@@ -139,9 +205,14 @@ pub(super) struct Work {
 }
 
 impl Shared {
-    pub fn new(log: Log, infos: Vec<SinkInfo>, max_waiting_bytes: u64, state: State) -> Self {
+    pub fn new(fixed: Fixed, state: State) -> Self {
+        let Fixed { log, failures, room, clock, infos, max_waiting_bytes } = fixed;
         Self {
             log,
+            failures,
+            room,
+            clock,
+            redrive_permits: Semaphore::new(MAX_REDRIVES),
             infos,
             max_waiting_bytes,
             state: Mutex::new(state),
@@ -168,7 +239,7 @@ impl Shared {
 
     /// Why the storage has failed, if it has.
     pub fn failed(&self) -> Option<String> {
-        self.failure.get().cloned().or_else(|| self.log.failed())
+        self.failure.get().cloned().or_else(|| self.log.failed()).or_else(|| self.failures.failed())
     }
 
     /// Latches the queue; everyone who waits wakes up to see it.
@@ -228,7 +299,9 @@ impl Shared {
 
     /// Waits until something is to be written, or `timeout` has passed.
     pub fn wait_for_work(&self, timeout: Duration) {
-        let idle = |state: &mut State| !state.is_dirty() && !state.stop && self.failed().is_none();
+        let idle = |state: &mut State| {
+            !state.is_dirty() && !state.has_rows_to_write() && !state.stop && self.failed().is_none()
+        };
         let state = self.state();
         let waited = self.ledger_work.wait_timeout_while(state, timeout, idle);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -250,6 +323,22 @@ impl Shared {
         if !was_dirty {
             self.ledger_work.notify_one();
         }
+    }
+
+    /// Takes note of records for the failure table.
+    pub fn push_settling(&self, state: &mut State, settling: Settling) {
+        let cost = settling.cost();
+        state.settling_bytes += cost;
+        if let Some(progress) = state.sinks.get_mut(settling.sink) {
+            progress.settling_cost += cost;
+        }
+        state.settling.push_back(settling);
+        self.ledger_work.notify_one();
+    }
+
+    /// What waits for the failure table.
+    pub fn take_settling(&self) -> VecDeque<Settling> {
+        std::mem::take(&mut self.state().settling)
     }
 
     /// Takes note of what a read found out about offsets without an event; whatever is new goes into
@@ -295,6 +384,37 @@ impl State {
         self.generation > self.written
     }
 
+    /// Whether something waits for the failure table.
+    pub fn has_rows_to_write(&self) -> bool {
+        !self.settling.is_empty() || !self.redrives.is_empty()
+    }
+
+    /// The rows of a sink by name, configured or not.
+    pub fn rows_of(&self, infos: &[SinkInfo], name: &str) -> Option<&Rows> {
+        match infos.iter().position(|info| info.name == name) {
+            Some(sink) => self.sinks.get(sink).map(|progress| &progress.rows),
+            None => self.gone_rows.get(name),
+        }
+    }
+
+    /// The same, to change them.
+    pub fn rows_of_mut(&mut self, infos: &[SinkInfo], name: &str) -> Option<&mut Rows> {
+        match infos.iter().position(|info| info.name == name) {
+            Some(sink) => self.sinks.get_mut(sink).map(|progress| &mut progress.rows),
+            None => self.gone_rows.get_mut(name),
+        }
+    }
+
+    /// Room in the failure table for what a sink may park.
+    pub fn room_for_rows(&self, sink: usize, room: &TableRoom) -> u64 {
+        let used =
+            |progress: &SinkProgress| progress.rows.cost() + progress.reserved + progress.settling_cost;
+        let Some(progress) = self.sinks.get(sink) else { return 0 };
+        let all: u64 =
+            self.sinks.iter().map(used).sum::<u64>() + self.gone_rows.values().map(Rows::cost).sum::<u64>();
+        room.share.saturating_sub(used(progress)).min(room.total.saturating_sub(all))
+    }
+
     /// Everything the ledger does not say yet; with `all`, everything there is.
     pub fn work(&self, infos: &[SinkInfo], durable_end: u64, all: bool) -> Work {
         let mut records = Vec::new();
@@ -303,7 +423,8 @@ impl State {
         }
         for (sink, info) in self.sinks.iter().zip(infos) {
             if all || sink.changed > self.written {
-                records.push(Record::Checkpoint(sink.checkpoint(&info.name, durable_end, &self.voids)));
+                let checkpoint = sink.checkpoint(&info.name, durable_end, self.rows_end, &self.voids);
+                records.push(Record::Checkpoint(checkpoint));
             }
             if all || sink.pause_changed > self.written {
                 records.push(Record::Paused { sink: info.name.clone(), paused: sink.paused_by_operator });
@@ -341,8 +462,15 @@ impl State {
 }
 
 impl SinkProgress {
-    fn checkpoint(&self, name: &str, durable_end: u64, voids: &RangeSet) -> Checkpoint {
-        let events = |range: Range<u64>| range.end - range.start - voids.overlap(range);
+    fn checkpoint(&self, name: &str, durable_end: u64, rows_end: u64, voids: &RangeSet) -> Checkpoint {
+        // A row speaks for itself: opening counts its event as finished, whatever fits here.
+        let parked = |range: &Range<u64>| {
+            let after = range.start.checked_sub(1);
+            self.rows.after(after).take_while(|(offset, _)| *offset < range.end).count() as u64
+        };
+        let events = |range: Range<u64>| {
+            (range.end - range.start).saturating_sub(voids.overlap(range.clone()) + parked(&range))
+        };
         // What does not fit is not counted either: it will be delivered, and counted, again.
         let beyond: u64 = self.window.finished().iter().skip(MAX_CHECKPOINT_RANGES).map(events).sum();
         let finished = self.window.finished().iter().take(MAX_CHECKPOINT_RANGES);
@@ -350,11 +478,22 @@ impl SinkProgress {
             sink: name.to_owned(),
             acked: self.window.acked(),
             finished: finished.map(|range| (range.start, range.end)).collect(),
-            delivered: self.delivered.saturating_sub(beyond),
-            dropped: self.dropped,
-            skipped: self.skipped,
+            delivered: self.tally.delivered.saturating_sub(beyond),
+            dropped: self.tally.dropped,
+            skipped: self.tally.skipped,
             token: self.token.clone(),
             durable_end,
+            rows: self.rows.len(),
+            rows_end,
         }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("log", &self.log)
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
     }
 }

@@ -428,9 +428,7 @@ fn without_its_ledger_the_queue_delivers_again_and_never_gives_an_offset_twice()
     }
     let held = house.status().first_offset;
     house.close();
-    for entry in disk.list(Path::new("/data/ledger")).unwrap() {
-        disk.remove(&Path::new("/data/ledger").join(entry.name)).unwrap();
-    }
+    remove_files(&disk, "/data/ledger");
     let mut house = House::open(&disk, &tiny(), &["archive"]);
     let sink = house.sink(ARCHIVE);
     assert_eq!((sink.acked_offset, sink.pending, sink.delivered), (held, 60 - held, held));

@@ -2,15 +2,18 @@
 
 mod behaviour;
 mod crash;
+mod failures;
+mod failures_crash;
 mod model;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::config::Config;
 use crate::disk::simulated::Random;
-use crate::disk::{Access, Disk, DiskFile, SimulatedDisk};
+use crate::disk::{Access, Disk, DiskFile, EntryKind, SimulatedDisk};
 use crate::event::{Micros, NewBatch};
 use crate::log::{Entropy, Step, Stock};
 use crate::queue::{
@@ -34,6 +37,8 @@ fn tiny() -> Config {
     config.wal.min_free_disk_bytes = 0;
     config.wal.dedupe_window = 16;
     config.ledger.segment_bytes = 16384;
+    config.http.max_event_bytes = 1024;
+    config.failures.budget_bytes = 16 * 16384;
     config.http.max_waiting_bytes = 1 << 20;
     config
 }
@@ -72,15 +77,19 @@ struct House {
     ledger: Ledger,
     stock: Stock,
     resumes: Vec<Resume>,
+    /// What the clock shows.
+    time: Arc<AtomicI64>,
 }
 
 impl House {
     fn open_with(disk: &SimulatedDisk, config: &Config, sinks: Vec<SinkInfo>) -> Result<Self, OpenError> {
-        let clock: super::Clock = Arc::new(|| Micros(1_000));
+        let time = Arc::new(AtomicI64::new(1_000));
+        let shown = Arc::clone(&time);
+        let clock: super::Clock = Arc::new(move || Micros(shown.load(Ordering::Relaxed)));
         let Opened { queue, committer, ledger, stock, resumes, ledger_report, wal_report } =
             open(Arc::new(disk.clone()), config, sinks, entropy(7), clock)?;
         assert_eq!((ledger_report.foreign, wal_report.foreign), (vec![], vec![]), "files of our own");
-        Ok(Self { queue, committer, ledger, stock, resumes })
+        Ok(Self { queue, committer, ledger, stock, resumes, time })
     }
 
     fn open(disk: &SimulatedDisk, config: &Config, sinks: &[&str]) -> Self {
@@ -155,6 +164,12 @@ impl House {
         self.queue.stop_background();
         self.ledger.close().ok()
     }
+}
+
+/// Removes every file in a directory, and leaves directories in it.
+fn remove_files(disk: &SimulatedDisk, dir: &str) {
+    let files = disk.list(Path::new(dir)).unwrap().into_iter().filter(|entry| entry.kind == EntryKind::File);
+    files.for_each(|entry| disk.remove(&Path::new(dir).join(entry.name)).unwrap());
 }
 
 /// The offsets of a claim from the log.
