@@ -7,6 +7,9 @@
 //! A mistake in the configuration, a data directory in use or an address that is taken is an error of
 //! `start`; what goes wrong later is the error of [`Running::stop`].
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, mpsc};
