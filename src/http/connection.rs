@@ -60,7 +60,7 @@ pub struct Deadlines {
     pub header: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// A body, from its header.
+    /// A body, from its header; and taking an answer, from when it no longer fits into the socket.
     pub body: Duration,
     /// Between requests until the connection is parked.
     pub park: Duration,
@@ -98,6 +98,9 @@ pub struct Clock {
     asked: AtomicU8,
     /// Whether something was written after the last complete flush.
     unflushed: AtomicBool,
+    /// Microseconds since `began` when the client first did not take what is written; 0 while it does.
+    /// Beside the phase, because a client that sends requests and reads no answer may be in any.
+    stalled: AtomicU64,
     /// The connection's task. A task's waker is the same all its life, so it is stored once.
     waker: OnceLock<Waker>,
 }
@@ -110,6 +113,7 @@ impl Clock {
             word: AtomicU64::new(0),
             asked: AtomicU8::new(0),
             unflushed: AtomicBool::new(false),
+            stalled: AtomicU64::new(0),
             waker: OnceLock::new(),
         })
     }
@@ -168,6 +172,19 @@ impl Clock {
         self.asked.fetch_or(LINGER, Ordering::Relaxed);
     }
 
+    fn note_write<T>(&self, written: &Poll<T>) {
+        self.unflushed.store(true, Ordering::Relaxed);
+        if written.is_pending() && self.stalled.load(Ordering::Relaxed) == 0 {
+            let micros = self.began.elapsed().as_micros() as u64;
+            self.stalled.store(micros.max(1), Ordering::Relaxed);
+        }
+    }
+
+    fn note_flushed(&self) {
+        self.unflushed.store(false, Ordering::Relaxed);
+        self.stalled.store(0, Ordering::Relaxed);
+    }
+
     /// Asks for an orderly end: the request under way is answered, an idle connection closes.
     pub fn finish(&self) {
         self.ask(FINISH);
@@ -181,7 +198,12 @@ impl Clock {
         let word = self.word.load(Ordering::Relaxed);
         let idle = if finishing { deadlines.linger } else { deadlines.idle };
         let since = Duration::from_micros(word >> 3);
-        let is_due = |limit| self.began.elapsed() + ahead >= since + limit;
+        let is_over = |since, limit| self.began.elapsed() + ahead >= since + limit;
+        let is_due = |limit| is_over(since, limit);
+        let stalled = self.stalled.load(Ordering::Relaxed);
+        if stalled > 0 && is_over(Duration::from_micros(stalled), deadlines.body) {
+            return self.ask(CLOSE);
+        }
         match Phase::of(word) {
             Phase::Header if finishing || is_due(deadlines.header) => self.ask(CLOSE),
             Phase::Idle if is_due(idle) => self.ask(CLOSE),
@@ -204,10 +226,14 @@ pub async fn serve<S: Stream>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
     loop {
         let wanted = poll_fn(|cx| {
             clock.waker.get_or_init(|| cx.waker().clone());
-            if clock.is_asked(CLOSE | FINISH) {
+            if clock.is_asked(CLOSE) {
                 return Poll::Ready(false);
             }
-            parked.poll_first_bytes(cx)
+            // Asked to finish, it still answers a request that is here already.
+            match parked.poll_first_bytes(cx) {
+                Poll::Pending if clock.is_asked(FINISH) => Poll::Ready(false),
+                first_bytes => first_bytes,
+            }
         });
         if !wanted.await {
             return;
@@ -256,11 +282,15 @@ async fn drive<S: Stream>(stream: Watched<S>, clock: &Arc<Clock>, edge: &Arc<Edg
         if clock.is_asked(CLOSE) {
             return Poll::Ready(false);
         }
-        if !finishing && clock.is_asked(FINISH) {
+        let mut polled = Pin::new(&mut connection).poll(cx);
+        // Asked for behind a poll, so that a request that is here already has been read and is
+        // answered.
+        if polled.is_pending() && !finishing && clock.is_asked(FINISH) {
             finishing = true;
             Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+        if let Poll::Ready(ended) = polled {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended early");
             }
@@ -351,8 +381,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.clock.unflushed.store(true, Ordering::Relaxed);
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.clock.note_write(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -360,8 +391,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.clock.unflushed.store(true, Ordering::Relaxed);
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.clock.note_write(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -370,7 +402,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.clock.unflushed.store(false, Ordering::Relaxed);
+        self.clock.note_flushed();
         Poll::Ready(Ok(()))
     }
 

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, EXPECT, HeaderValue};
+use hyper::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::task::spawn_blocking;
@@ -70,6 +70,7 @@ async fn accept(
     held: &mut Held,
 ) -> Result<Answer, NoBody> {
     let queue = edge.app.open_queue()?;
+    check_transfer_coding(&parts.headers)?;
     let coding = Coding::of(&parts.headers)?;
     let head = Head::of(&parts)?;
     let max_body = edge.limits.http.max_body_bytes;
@@ -89,6 +90,21 @@ async fn accept(
     held.release(); // from here on the queue counts these bytes as waiting
     let appended = receipt.await.map_err(Problem::from)?;
     Ok(accepted(appended, id.as_deref()))
+}
+
+/// Only chunks are undone by the server: a body with another coding around or below them would be
+/// stored as it is, and nobody could tell.
+fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut all = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    match (all.next(), all.next()) {
+        (None, _) => Ok(()),
+        (Some(value), None) if is_chunked(value) => Ok(()),
+        _ => Err(Problem::new(
+            Slug::Malformed,
+            "the only Transfer-Encoding is chunked; a body is compressed with Content-Encoding",
+        )),
+    }
 }
 
 async fn read_events(

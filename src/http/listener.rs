@@ -29,7 +29,7 @@ pub enum Stream {
 }
 
 /// Connections the kernel keeps waiting while this thread syncs.
-const BACKLOG: u32 = 4096;
+pub(super) const BACKLOG: u32 = 4096;
 
 impl Listener {
     /// Binds what the configuration says. Must be called inside a runtime.

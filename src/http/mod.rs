@@ -28,11 +28,12 @@ mod listener;
 mod problem;
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -229,6 +230,19 @@ impl Edge {
         request: Request<Incoming>,
         clock: &Clock,
     ) -> Result<Response<AnswerBody>, hyper::Error> {
+        let mut answer = self.answer_any(request, clock).await?;
+        // So that no client sends another request into a connection that is about to close.
+        if self.app.is_ending() {
+            close(&mut answer);
+        }
+        Ok(answer)
+    }
+
+    async fn answer_any(
+        &self,
+        request: Request<Incoming>,
+        clock: &Clock,
+    ) -> Result<Response<AnswerBody>, hyper::Error> {
         if request.method() == Method::POST && request.uri().path() == "/v1/events" {
             return Ok(ingest::answer(request, clock, self).await?.map(Either::Left));
         }
@@ -243,12 +257,15 @@ impl Edge {
         };
         if body_unread && answer.extensions_mut().remove::<failures::BodyRead>().is_none() {
             clock.will_linger();
-            answer
-                .headers_mut()
-                .insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+            close(&mut answer);
         }
         Ok(answer)
     }
+}
+
+/// Makes an answer the last one of its connection.
+fn close(answer: &mut Response<AnswerBody>) {
+    answer.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
 }
 
 /// Connections beyond the limit that are being told so at a time; more are dropped unanswered.
@@ -298,12 +315,13 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
     let mut shutdown = pin!(shutdown);
     let mut sweep = tokio::time::interval(deadlines.step());
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut starved = false;
+    // Accepting waits for the next sweep; and that was told, which is done once.
+    let (mut starved, mut told) = (false, false);
     loop {
         tokio::select! {
             () = &mut shutdown, if listener.is_some() => {
-                listener = None;
                 app.draining();
+                server.admit_waiting(listener.take()).await;
                 server.finish();
             }
             Some(ended) = server.connections.join_next_with_id() => server.remove(ended),
@@ -312,8 +330,18 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
                 starved = false;
             }
             accepted = accept(listener.as_ref()), if listener.is_some() && !starved => match accepted {
-                Ok(stream) => server.admit(stream),
-                Err(error) => starved = !is_of_one_connection(&error),
+                Ok(stream) => {
+                    if std::mem::take(&mut told) {
+                        tracing::info!("accepting connections again");
+                    }
+                    server.admit(stream);
+                }
+                Err(error) => {
+                    starved = !is_of_one_connection(&error);
+                    if starved && !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "accepting connections paused");
+                    }
+                }
             },
         }
         if listener.is_none() && server.connections.is_empty() {
@@ -333,11 +361,7 @@ async fn accept(listener: Option<&Listener>) -> io::Result<Stream> {
 /// no memory) lasts, so accepting pauses until the next sweep instead of spinning.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    let one = matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted);
-    if !one {
-        tracing::warn!(%error, "accepting connections paused");
-    }
-    one
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// The accept loop's own: every connection, and the clock of each.
@@ -363,6 +387,27 @@ impl Server {
             Stream::Unix(stream) => self.connections.spawn(connection::serve(stream, clock.clone(), edge)),
         };
         self.clocks.insert(task.id(), clock);
+    }
+
+    /// Admits the connections that the kernel has made already, so that they are answered and not
+    /// reset when the listener closes behind this.
+    async fn admit_waiting(&mut self, listener: Option<Listener>) {
+        let Some(listener) = listener else { return };
+        for _ in 0..listener::BACKLOG {
+            let mut accepting = pin!(listener.accept());
+            let accepted = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
+            match accepted {
+                Poll::Ready(Ok(stream)) => self.admit(stream),
+                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        drop(listener);
+        // What has arrived on any connection is seen and read before connections are asked to end: a
+        // task that yields goes on behind the sockets' news, and behind the tasks they wake.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn turn_away(&mut self, stream: Stream) {

@@ -570,6 +570,53 @@ async fn a_slow_body_gets_408_and_a_slow_header_or_an_idle_connection_is_closed(
 }
 
 #[tokio::test]
+async fn a_client_that_takes_no_answers_is_let_go() {
+    let running = start(|http| http.body_timeout = Duration::from_millis(60)).await;
+    let mut client = running.client().await;
+    let many = get("/v1/status").repeat(1000);
+    // Sends without end and reads nothing, until the server has enough of it.
+    in_time(async { while client.stream.write_all(many.as_bytes()).await.is_ok() {} }).await;
+}
+
+#[tokio::test]
+async fn a_body_in_a_transfer_coding_that_nobody_undoes_is_refused() {
+    let running = start(|_| {}).await;
+    for coding in ["gzip, chunked", "gzip\r\ntransfer-encoding: chunked"] {
+        let head =
+            format!("POST /v1/events HTTP/1.1\r\nhost: x\r\n{JSON}transfer-encoding: {coding}\r\n\r\n");
+        let reply = running.ask(head + "1\r\n1\r\n0\r\n\r\n").await;
+        assert_eq!((reply.status, reply.slug().as_str()), (400, "malformed"), "{coding}");
+    }
+    assert_eq!(running.texts(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_end_is_answered_and_told_that_it_is_the_last() {
+    let mut running = start(|_| {}).await;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut client = running.client().await;
+        client.send(get("/readyz")).await;
+        assert_eq!(client.reply().await.status, 200);
+        open.push(client);
+    }
+    for _ in 0..20 {
+        open.push(running.client().await);
+    }
+    // Everything below happens before the server's thread, which is this one, looks again.
+    for client in &mut open {
+        assert!(client.stream.try_write(&post(JSON, "1")).unwrap() > 0);
+    }
+    drop(running.stop.take());
+    for client in &mut open {
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.slug().as_str()), (503, "shutting-down"));
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_waits_for_the_disk_meets_no_client_deadline() {
     let short = Duration::from_millis(20);
     let running = start(|http| {
@@ -692,7 +739,8 @@ async fn draining_finishes_what_is_under_way_and_refuses_what_is_new() {
     assert!(half.is_closed().await);
     assert!(!running.server.is_finished());
     receipt.send(Ok(Appended { accepted: 1, duplicates: 0, first_offset: 0 })).unwrap();
-    assert_eq!(under_way.reply().await.status, 202);
+    let reply = under_way.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (202, Some("close")));
     assert!(under_way.is_closed().await);
     in_time(running.app.requests_finished()).await;
     in_time(&mut running.server).await.unwrap();
