@@ -1,13 +1,16 @@
 //! A daemon in this process with sinks of the test's own, over a real directory.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::config::SinkKind;
 use crate::event::{Micros, NewBatch};
-use crate::sink::{Batch, DeliverFuture, Delivery};
+use crate::queue::FailureQuery;
+use crate::sink::{Batch, DeliverFuture, Delivery, Outcome, Outcomes};
 
 /// So many events, numbered on from `first`.
 fn events(first: u64, count: u64) -> NewBatch {
@@ -96,4 +99,75 @@ fn mistakes_of_a_program_around_the_daemon_are_errors_of_its_start() {
     let mut config = config(dir.path());
     config.sinks.push(SinkConfig::embedded("own"));
     assert!(Builder::new(config).start().unwrap_err().to_string().contains("brings it along"));
+}
+
+/// Fails every tenth event once, and panics on one of them whenever it sees it.
+struct Moody {
+    delivered: Arc<Mutex<Vec<u64>>>,
+    failed: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+const POISON: u64 = 137;
+
+impl Sink for Moody {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliverFuture<'a> {
+        Box::pin(async move {
+            let offsets: Vec<u64> = batch.events.iter().map(|event| event.offset).collect();
+            assert!(!offsets.contains(&POISON), "planted");
+            let mut failed = self.failed.lock().unwrap();
+            let outcomes = offsets.iter().map(|offset| {
+                if offset.is_multiple_of(10) && failed.insert(*offset) {
+                    return Outcome::Retry { reason: "later".to_owned(), retry_after: None };
+                }
+                self.delivered.lock().unwrap().push(*offset);
+                Outcome::Delivered
+            });
+            let outcomes = Outcomes::Each(outcomes.collect());
+            Ok(Delivery { outcomes, token: None })
+        })
+    }
+}
+
+#[test]
+fn one_poison_event_dies_alone_while_all_others_reach_their_sink_and_a_neighbour_notices_nothing() {
+    const EVENTS: u64 = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let delivered: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let failed: Arc<Mutex<BTreeSet<u64>>> = Arc::default();
+    let mut moody = SinkConfig::embedded("moody");
+    moody.workers = 3;
+    moody.retry.max_attempts = 4;
+    moody.retry.initial = Duration::from_millis(1);
+    let make = {
+        let (delivered, failed) = (delivered.clone(), failed.clone());
+        move |_| {
+            let (delivered, failed) = (delivered.clone(), failed.clone());
+            Ok(Box::new(Moody { delivered, failed }) as Box<dyn Sink>)
+        }
+    };
+    let running = Builder::new(config(dir.path())).sink(moody, make).start().unwrap();
+    let queue = running.queue();
+    wait_for(queue.append(events(0, EVENTS), Micros::now()).unwrap()).unwrap();
+    loop {
+        let status = queue.status();
+        let [archive, moody] = &status.sinks[..] else { panic!("two sinks") };
+        for sink in [archive, moody] {
+            let parts = [sink.delivered, sink.dropped, sink.dead, sink.retrying, sink.pending, sink.skipped];
+            assert_eq!(parts.iter().sum::<u64>(), EVENTS, "{sink:?}");
+        }
+        assert!(!running.is_finished());
+        if archive.delivered == EVENTS && moody.pending == 0 && moody.retrying == 0 {
+            assert_eq!((moody.delivered, moody.dead), (EVENTS - 1, 1));
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let rows = queue.failures(&FailureQuery { limit: 10, ..Default::default() }).unwrap().rows;
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!((row.offset, row.attempts), (POISON, 4));
+    assert!(row.error.contains("planted"), "{}", row.error);
+    running.stop().unwrap();
+    let mut delivered = delivered.lock().unwrap().clone();
+    delivered.sort_unstable();
+    assert_eq!(delivered, (0..EVENTS).filter(|offset| *offset != POISON).collect::<Vec<_>>());
 }
