@@ -15,11 +15,15 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod units;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use pattern::Pattern;
+pub use webhook::{
+    Endpoint, Hidden, Meaning, Mode, SigningKey, StatusPattern, Webhook, is_public, is_secret_header,
+};
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,6 +253,8 @@ pub enum SinkKind {
     },
     /// One line an event on standard output.
     Stdout,
+    /// Requests to an HTTP endpoint.
+    Webhook(Box<Webhook>),
     /// A sink that the program around the daemon brings along; not configurable by file.
     Embedded {
         /// Whether its events must arrive in order, one batch after the other.
@@ -262,6 +268,7 @@ impl SinkKind {
         match self {
             SinkKind::JsonFile { .. } => "json_file",
             SinkKind::Stdout => "stdout",
+            SinkKind::Webhook(_) => "webhook",
             SinkKind::Embedded { .. } => "embedded",
         }
     }
@@ -271,6 +278,7 @@ impl SinkKind {
     pub fn keeps_order(&self) -> bool {
         match self {
             SinkKind::JsonFile { .. } | SinkKind::Stdout => true,
+            SinkKind::Webhook(_) => false,
             SinkKind::Embedded { keeps_order } => *keeps_order,
         }
     }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::units::{show_duration, show_size};
-use super::{Config, Exhausted, Listen, LogFormat, SinkConfig, SinkKind};
+use super::{Config, Exhausted, Hidden, Listen, LogFormat, SinkConfig, SinkKind, Webhook, is_secret_header};
 
 /// The whole configuration.
 pub(super) fn print(config: &Config) -> String {
@@ -72,6 +72,9 @@ fn sink(o: &mut String, sink: &SinkConfig) {
         text(o, "rotate_every", &show_duration(*rotate_every));
         text(o, "compress", "none");
     }
+    if let SinkKind::Webhook(config) = &sink.kind {
+        webhook(o, config);
+    }
     bare(o, "paused", sink.paused);
     bare(o, "batch", sink.batch);
     text(o, "batch_bytes", &show_size(sink.batch_bytes));
@@ -92,6 +95,38 @@ fn sink(o: &mut String, sink: &SinkConfig) {
             text(o, &format!("filter.{key}"), pattern.as_str());
         }
     }
+}
+
+/// What is secret is shown as [`MASK`], so this part does not read back.
+fn webhook(o: &mut String, webhook: &Webhook) {
+    text(o, "url", &webhook.endpoint.url);
+    text(o, "mode", webhook.mode.name());
+    if !webhook.secrets.is_empty() {
+        list(o, "secrets", webhook.secrets.iter().map(|_| MASK.to_owned()));
+    }
+    if !webhook.secret_files.is_empty() {
+        list(o, "secret_files", webhook.secret_files.iter().map(|file| path(file)));
+    }
+    for (name, Hidden(value)) in &webhook.headers {
+        let key = format!("headers.{}", toml::Value::String(name.clone()));
+        text(o, &key, if is_secret_header(name) { MASK } else { value });
+    }
+    for (pattern, meaning) in &webhook.status {
+        text(o, &format!("status.{pattern}"), meaning.name());
+    }
+    bare(o, "allow_private", webhook.allow_private);
+    if let Some(file) = &webhook.ca_file {
+        text(o, "ca_file", &path(file));
+    }
+    text(o, "connect_timeout", &show_duration(webhook.connect_timeout));
+    text(o, "max_answer", &show_size(webhook.max_answer_bytes));
+}
+
+/// Stands where a secret is.
+const MASK: &str = "***";
+
+fn list(o: &mut String, key: &str, values: impl Iterator<Item = String>) {
+    bare(o, key, toml::Value::Array(values.map(toml::Value::String).collect()));
 }
 
 /// Paths come from TOML, the environment or flags as UTF-8, so nothing is lost here.

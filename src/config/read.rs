@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
-    Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Pattern, Retry,
-    Shutdown, SinkConfig, SinkKind, Telemetry, Wal,
+    Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode, Pattern, Retry,
+    Shutdown, SinkConfig, SinkKind, Telemetry, Wal, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -236,7 +236,7 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
         SinkKind::JsonFile { path, .. } => {
             Some(path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>())
         }
-        SinkKind::Stdout | SinkKind::Embedded { .. } => None,
+        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Embedded { .. } => None,
     };
     for (at, sink) in sinks.iter().enumerate() {
         if let Some(other) =
@@ -254,37 +254,33 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
     let name = name(s);
     s.relabel(format!("sink.{name}"));
     let kind = s.choice("type", &[("json_file", "json_file"), ("stdout", "stdout"), ("webhook", "webhook")]);
-    match kind {
-        None => s.mistake(format!("sink `{name}` needs a `type`: \"json_file\" or \"stdout\"")),
-        Some("webhook") => {
-            s.mistake(format!("sink `{name}`: `type` = \"webhook\" is not supported by this version yet"));
-        }
-        Some(_) => {}
-    }
     // Every kind's keys are known to every sink, so that a key of another kind is not called unknown.
     s.unsupported("order_by", "");
-    if kind == Some("webhook") || kind.is_none() {
-        for key in ["url", "compress", "path", "rotate_size", "rotate_every"] {
+    let archive = ["path", "rotate_size", "rotate_every", "compress"];
+    if kind.is_some_and(|kind| kind != "json_file") {
+        s.only_for("json_file", &archive);
+    }
+    if kind.is_some_and(|kind| kind != "webhook") {
+        s.only_for("webhook", &webhook::KEYS);
+    }
+    let kind = match kind {
+        Some("json_file") => Some(json_file(s)),
+        Some("webhook") => {
+            let batches = s.peek("batch").is_some_and(|batch| batch != "1");
+            webhook::read_keys(s, &name, batches).map(|webhook| SinkKind::Webhook(Box::new(webhook)))
+        }
+        Some(_) => Some(SinkKind::Stdout),
+        None => {
+            s.mistake(format!("sink `{name}` needs a `type`: \"json_file\", \"webhook\" or \"stdout\""));
+            None
+        }
+    };
+    let Some(kind) = kind else {
+        for key in archive.into_iter().chain(webhook::KEYS) {
             s.skip(key);
         }
         common(s, String::new(), SinkKind::Embedded { keeps_order: false });
         return None;
-    }
-    s.unsupported("url", "");
-    let kind = match kind {
-        Some("json_file") => {
-            s.unsupported("compress", "none");
-            SinkKind::JsonFile {
-                path: s
-                    .parsed("path", "it must name a directory of its own", |text| {
-                        (!text.is_empty() && !is_ours(text)).then(|| PathBuf::from(text))
-                    })
-                    .unwrap_or_else(|| PathBuf::from("archive")),
-                rotate_size_bytes: s.size("rotate_size", KIB..=TIB).unwrap_or(256 * MIB),
-                rotate_every: s.duration("rotate_every", SECOND..=366 * DAY).unwrap_or(DAY),
-            }
-        }
-        _ => SinkKind::Stdout,
     };
     Some(common(s, name, kind))
 }
@@ -300,6 +296,19 @@ fn name(s: &mut Section) -> String {
     name.unwrap_or_default()
 }
 
+fn json_file(s: &mut Section) -> SinkKind {
+    s.unsupported("compress", "none");
+    SinkKind::JsonFile {
+        path: s
+            .parsed("path", "it must name a directory of its own", |text| {
+                (!text.is_empty() && !is_ours(text)).then(|| PathBuf::from(text))
+            })
+            .unwrap_or_else(|| PathBuf::from("archive")),
+        rotate_size_bytes: s.size("rotate_size", KIB..=TIB).unwrap_or(256 * MIB),
+        rotate_every: s.duration("rotate_every", SECOND..=366 * DAY).unwrap_or(DAY),
+    }
+}
+
 /// Whether a sink's path is one that the data directory keeps for itself.
 fn is_ours(path: &str) -> bool {
     let mut parts = Path::new(path).components().filter(|part| *part != Component::CurDir);
@@ -310,10 +319,13 @@ fn is_ours(path: &str) -> bool {
 
 /// The keys every kind has; the archive gathers larger batches, since each costs it a sync.
 fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
-    let (batch, batch_bytes, linger) = match kind {
+    let (batch, batch_bytes, linger) = match &kind {
         SinkKind::JsonFile { .. } => (16_384, 4 * MIB, 20 * MS),
+        SinkKind::Webhook(webhook) if webhook.mode == Mode::Batch => (100, MIB, Duration::ZERO),
+        SinkKind::Webhook(_) => (1, MIB, Duration::ZERO),
         SinkKind::Stdout | SinkKind::Embedded { .. } => (1_000, MIB, Duration::ZERO),
     };
+    let timeout = if matches!(kind, SinkKind::Webhook(_)) { 10 * SECOND } else { 60 * SECOND };
     let workers = s.number("workers", 1..=64).unwrap_or(1) as u32;
     if workers > 1 && kind.keeps_order() {
         s.mistake(format!(
@@ -342,7 +354,7 @@ fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
         batch: s.number("batch", 1..=100_000).unwrap_or(batch) as u32,
         batch_bytes: s.size("batch_bytes", KIB..=256 * MIB).unwrap_or(batch_bytes),
         linger: s.duration("linger", Duration::ZERO..=60 * SECOND).unwrap_or(linger),
-        timeout: s.duration("timeout", MS..=HOUR).unwrap_or(60 * SECOND),
+        timeout: s.duration("timeout", MS..=HOUR).unwrap_or(timeout),
         workers,
         retry,
         filter: filter(s),

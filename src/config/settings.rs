@@ -49,6 +49,8 @@ enum Raw {
     Word(String),
     Integer(i64),
     Bool(bool),
+    /// A TOML array of strings.
+    List(Vec<String>),
     /// A TOML value that no key takes, by its kind.
     Other(&'static str),
 }
@@ -77,6 +79,7 @@ impl fmt::Display for Raw {
             Raw::Word(text) => f.write_str(text),
             Raw::Integer(number) => write!(f, "{number}"),
             Raw::Bool(value) => write!(f, "{value}"),
+            Raw::List(_) => f.write_str("a list"),
             Raw::Other(kind) => f.write_str(kind),
         }
     }
@@ -268,7 +271,13 @@ fn raw(value: DeValue<'_>) -> Raw {
         DeValue::Boolean(value) => Raw::Bool(value),
         DeValue::Float(_) => Raw::Other("a fraction"),
         DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Array(_) => Raw::Other("an array"),
+        DeValue::Array(items) => {
+            let texts = items.into_iter().map(|item| match item.into_inner() {
+                DeValue::String(text) => Some(text.into_owned()),
+                _ => None,
+            });
+            texts.collect::<Option<Vec<_>>>().map_or(Raw::Other("an array"), Raw::List)
+        }
         DeValue::Table(_) => Raw::Other("a table"),
     }
 }
@@ -335,6 +344,93 @@ impl Section {
         value
     }
 
+    /// A text whose value is in no mistake, because it may be a secret. The error says what is wrong.
+    pub(super) fn hidden<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let setting = self.take(key)?;
+        let parsed = match &setting.raw {
+            Raw::Text(text) | Raw::Word(text) => parse(text),
+            _ => Err("it must be a text".to_owned()),
+        };
+        self.or_wrong(key, &setting.origin, parsed)
+    }
+
+    /// Several texts, none of which is in a mistake. In the environment, white space is between them.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let setting = self.take(key)?;
+        let parsed = match &setting.raw {
+            Raw::List(texts) => texts.iter().map(|text| parse(text)).collect(),
+            Raw::Word(text) => text.split_whitespace().map(parse).collect(),
+            _ => Err("it must be a list of texts, such as [\"one\", \"two\"]".to_owned()),
+        };
+        self.or_wrong(key, &setting.origin, parsed)
+    }
+
+    /// The texts of a table whose keys are free, none of which is in a mistake.
+    pub(super) fn entries<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str, &str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        self.table(key);
+        let prefix = format!("{key}.");
+        let found = self.take_where(|name| name.starts_with(&prefix));
+        let mut entries = Vec::new();
+        for (name, setting) in found {
+            let parsed = match &setting.raw {
+                Raw::Text(text) | Raw::Word(text) => parse(&name[prefix.len()..], text),
+                _ => Err("it must be a text".to_owned()),
+            };
+            entries.extend(self.or_wrong(&name, &setting.origin, parsed));
+        }
+        (!entries.is_empty()).then_some(entries)
+    }
+
+    fn take_where(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Setting)> {
+        let (taken, kept) =
+            std::mem::take(&mut self.settings).into_iter().partition(|(name, _)| wanted(name));
+        self.settings = kept;
+        let taken: BTreeMap<String, Setting> = taken;
+        taken.into_iter().collect()
+    }
+
+    fn or_wrong<T>(&mut self, key: &str, origin: &Origin, parsed: Result<T, String>) -> Option<T> {
+        let wrong = |wanted| format!("{origin}: `{}` is wrong: {wanted}", self.dotted(key));
+        let (value, mistake) = match parsed {
+            Ok(value) => (Some(value), None),
+            Err(wanted) => (None, Some(wrong(wanted))),
+        };
+        self.mistakes.extend(mistake);
+        value
+    }
+
+    /// What a key is set to, without asking for it.
+    pub(super) fn peek(&self, key: &str) -> Option<String> {
+        self.settings.get(key).map(|setting| setting.raw.to_string())
+    }
+
+    /// Keys (and tables) that only sinks of another type have.
+    pub(super) fn only_for(&mut self, kind: &str, keys: &[&'static str]) {
+        for key in keys {
+            self.known.push(key);
+            let prefix = format!("{key}.");
+            let found = self.take_where(|name| name == *key || name.starts_with(&prefix));
+            for (name, Setting { origin, .. }) in found {
+                self.mistakes.push(format!(
+                    "{origin}: `{}` is a key of sinks of type \"{kind}\" only",
+                    self.dotted(&name)
+                ));
+            }
+        }
+    }
+
     /// One word of a few.
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
@@ -389,7 +485,7 @@ impl Section {
         let value = match &setting.raw {
             Raw::Integer(number) => u64::try_from(*number).ok().and_then(from_integer),
             Raw::Text(text) | Raw::Word(text) => from_text(text),
-            Raw::Bool(_) | Raw::Other(_) => None,
+            Raw::Bool(_) | Raw::List(_) | Raw::Other(_) => None,
         };
         match value {
             Some(value) if range.contains(&value) => Some(value),

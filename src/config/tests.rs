@@ -102,7 +102,44 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
         ("[[sink]]\ntype = \"stdout\"", &["needs a `name`"]),
         ("[[sink]]\nname = \"A b\"\ntype = \"stdout\"", &["a-z"]),
         ("[[sink]]\nname = \"a\"", &["needs a `type`"]),
-        ("[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"", &["webhook", "not supported"]),
+        ("[[sink]]\nname = \"a\"\ntype = \"webhook\"\n", &["sink `a` needs a `url`"]),
+        ("[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"example.org\"", &["`sink.a.url`", "https://"]),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://localhost:1/\"",
+            &["localhost:1", "`allow_private = true`"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://[fd00::1]/\"",
+            &["`allow_private = true`"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nca_file = \"/nowhere\"",
+            &["https", "/nowhere cannot be read"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nsecret_files = [\"/nowhere\"]",
+            &["/nowhere cannot be read"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nmode = \"soap\"",
+            &["`sink.a.mode`", "\"structured\" or \"binary\" or \"batch\""],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nstatus = { 4x = \"retry\" }",
+            &["`sink.a.status.4x`", "5xx"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nstatus = { 404 = \"maybe\" }",
+            &["`sink.a.status.404`", "\"reject\""],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"http://x\"\nheaders = { Content-Type = \"x\" }",
+            &["`sink.a.headers.Content-Type`", "of its own"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nurl = \"http://x\"",
+            &["`sink.a.url`", "type \"webhook\" only"],
+        ),
         (
             "[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"zstd\"",
             &["`sink.a.compress`", "not supported"],
@@ -161,6 +198,61 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
             assert!(error.contains(word), "{text}\n→ {error}\nlacks {word}");
         }
     }
+}
+
+#[test]
+fn no_secret_is_in_a_mistake_or_in_debug_output_or_in_what_check_prints() {
+    let sink = |rest: &str| format!("[[sink]]\nname = \"a\"\ntype = \"webhook\"\n{rest}");
+    for wrong in [
+        "url = \"https://me:hunter2@x/\"",
+        "url = \"http://x\"\nsecrets = [\"whsec_hunter2\"]",
+        "url = \"http://x\"\nsecrets = \"hunter2\"",
+        "url = \"http://x\"\nheaders = { authorization = \"hunter2\\n\" }",
+        "url = \"http://x\"\nheaders = \"hunter2 ca\"",
+    ] {
+        let error = from_file(&sink(wrong)).expect_err(wrong);
+        assert!(wrong.ends_with("ca\"") || !error.contains("hunter2"), "{error}");
+    }
+    let key = "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==";
+    let config = from_file(&sink(&format!(
+        "url = \"http://x\"\nsecrets = [\"{key}\"]\nheaders = {{ Authorization = \"hunter2\", X-Api-Key = \"hunter2\", x-team = \"blue\" }}"
+    )))
+    .unwrap();
+    let (printed, debugged) = (config.to_toml(), format!("{config:?}"));
+    for text in [&printed, &debugged] {
+        assert!(!text.contains("hunter2") && !text.contains("aHVudGVy"), "{text}");
+    }
+    for line in
+        ["secrets = [\"***\"]", "headers.\"Authorization\" = \"***\"", "headers.\"x-team\" = \"blue\""]
+    {
+        assert!(printed.contains(line), "{line} is not in\n{printed}");
+    }
+}
+
+#[test]
+fn a_webhook_needs_nothing_but_its_url() {
+    let text = "[[sink]]\nname = \"orders\"\ntype = \"webhook\"\nurl = \"https://example.org/hook\"\n";
+    let webhook = |text: &str| {
+        let config = from_file(text).unwrap();
+        let SinkKind::Webhook(webhook) = &config.sinks[0].kind else { panic!("a webhook") };
+        (webhook.mode, config.sinks[0].batch, config.sinks[0].timeout)
+    };
+    let ten = Duration::from_secs(10);
+    assert_eq!(webhook(text), (Mode::Structured, 1, ten));
+    assert_eq!(webhook(&format!("{text}batch = 1")), (Mode::Structured, 1, ten));
+    assert_eq!(webhook(&format!("{text}batch = 50")), (Mode::Batch, 50, ten));
+    assert_eq!(webhook(&format!("{text}mode = \"batch\"")), (Mode::Batch, 100, ten));
+    let config = from_file(text).unwrap();
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config, "what check prints reads back the same");
+    let keys = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let env = [("EVENTFLOW_SINK__ORDERS__SECRETS", keys), ("EVENTFLOW_SINK__ORDERS__STATUS__5XX", "retry")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::parse("f.toml", text, env, &[]).unwrap();
+    let SinkKind::Webhook(webhook) = &config.sinks[0].kind else { panic!("a webhook") };
+    assert_eq!(
+        (webhook.secrets.len(), webhook.meaning(503), webhook.meaning(200)),
+        (2, Meaning::Retry, Meaning::Delivered)
+    );
 }
 
 #[test]

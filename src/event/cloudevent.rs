@@ -118,6 +118,20 @@ fn not_json(error: serde_json::Error) -> Invalid {
     Invalid::new(format!("not valid JSON: {error}"))
 }
 
+/// The members of a stored event's outer object, in order, as slices of its text.
+pub fn members(text: &str) -> Result<Vec<Member<'_>>, Invalid> {
+    let mut members = Vec::new();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    MembersOf(&mut members).deserialize(&mut reader).and_then(|()| reader.end()).map_err(not_json)?;
+    Ok(members)
+}
+
+/// Whether a media type says JSON: `*/json` or `*/*+json`, whatever its case and parameters.
+pub fn is_json_media_type(text: &str) -> bool {
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.split_once('/').is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
+}
+
 /// Removes JSON's white space at both ends.
 pub fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\n', '\r'])

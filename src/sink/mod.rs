@@ -9,8 +9,10 @@
 //!
 //! A program around the daemon brings its own through `daemon::Builder`.
 
+mod blame;
 pub mod json_file;
 pub mod stdout;
+pub mod webhook;
 
 use std::future::Future;
 use std::ops::Range;
@@ -150,6 +152,7 @@ pub fn open(
             Ok(Box::new(json_file::JsonFile::open(disk, options, resume)?))
         }
         SinkKind::Stdout => Ok(Box::new(stdout::Stdout::new())),
+        SinkKind::Webhook(webhook) => Ok(Box::new(webhook::Webhook::open(config, webhook)?)),
         SinkKind::Embedded { .. } => Err(SinkError {
             sink: config.name.clone(),
             reason: "a sink of this kind exists only in the program that brings it along".to_owned(),

@@ -9,3 +9,4 @@ mod kill;
 mod sdk;
 mod stop;
 mod tidy;
+mod webhook;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::harness::{Daemon, TINY, words};
 
-fn installed(path: &str) -> Option<PathBuf> {
+pub fn installed(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sdk").join(path);
     if path.exists() {
         return Some(path);
