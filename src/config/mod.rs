@@ -8,6 +8,7 @@
 //! range stand; `settings` gathers them from file, environment and flags; `units` spells sizes and
 //! durations; `print` writes a [`Config`] back as TOML.
 
+mod exec;
 mod pattern;
 mod print;
 mod read;
@@ -20,6 +21,7 @@ mod webhook;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use exec::Exec;
 pub use pattern::Pattern;
 pub use webhook::{
     Endpoint, Hidden, Meaning, Mode, SigningKey, StatusPattern, Webhook, is_public, is_secret_header,
@@ -255,6 +257,8 @@ pub enum SinkKind {
     Stdout,
     /// Requests to an HTTP endpoint.
     Webhook(Box<Webhook>),
+    /// Lines to a program of one's own, which answers with outcomes.
+    Exec(Exec),
     /// A sink that the program around the daemon brings along; not configurable by file.
     Embedded {
         /// Whether its events must arrive in order, one batch after the other.
@@ -269,6 +273,7 @@ impl SinkKind {
             SinkKind::JsonFile { .. } => "json_file",
             SinkKind::Stdout => "stdout",
             SinkKind::Webhook(_) => "webhook",
+            SinkKind::Exec(_) => "exec",
             SinkKind::Embedded { .. } => "embedded",
         }
     }
@@ -278,7 +283,7 @@ impl SinkKind {
     pub fn keeps_order(&self) -> bool {
         match self {
             SinkKind::JsonFile { .. } | SinkKind::Stdout => true,
-            SinkKind::Webhook(_) => false,
+            SinkKind::Webhook(_) | SinkKind::Exec(_) => false,
             SinkKind::Embedded { keeps_order } => *keeps_order,
         }
     }

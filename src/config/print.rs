@@ -5,8 +5,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::exec::is_secret_variable;
 use super::units::{show_duration, show_size};
-use super::{Config, Exhausted, Hidden, Listen, LogFormat, SinkConfig, SinkKind, Webhook, is_secret_header};
+use super::{
+    Config, Exec, Exhausted, Hidden, Listen, LogFormat, SinkConfig, SinkKind, Webhook, is_secret_header,
+};
 
 /// The whole configuration.
 pub(super) fn print(config: &Config) -> String {
@@ -75,6 +78,9 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     if let SinkKind::Webhook(config) = &sink.kind {
         webhook(o, config);
     }
+    if let SinkKind::Exec(config) = &sink.kind {
+        exec(o, config);
+    }
     bare(o, "paused", sink.paused);
     bare(o, "batch", sink.batch);
     text(o, "batch_bytes", &show_size(sink.batch_bytes));
@@ -120,6 +126,16 @@ fn webhook(o: &mut String, webhook: &Webhook) {
     }
     text(o, "connect_timeout", &show_duration(webhook.connect_timeout));
     text(o, "max_answer", &show_size(webhook.max_answer_bytes));
+}
+
+/// As with a webhook, secrets are masked.
+fn exec(o: &mut String, exec: &Exec) {
+    list(o, "command", exec.command.iter().cloned());
+    for (name, Hidden(value)) in &exec.env {
+        let key = format!("env.{}", toml::Value::String(name.clone()));
+        text(o, &key, if is_secret_variable(name) { MASK } else { value });
+    }
+    text(o, "max_line", &show_size(exec.max_line_bytes));
 }
 
 /// Stands where a secret is.

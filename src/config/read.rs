@@ -10,7 +10,7 @@ use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
     Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode, Pattern, Retry,
-    Shutdown, SinkConfig, SinkKind, Telemetry, Wal, webhook,
+    Shutdown, SinkConfig, SinkKind, Telemetry, Wal, exec, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -236,7 +236,7 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
         SinkKind::JsonFile { path, .. } => {
             Some(path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>())
         }
-        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Embedded { .. } => None,
+        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Exec(_) | SinkKind::Embedded { .. } => None,
     };
     for (at, sink) in sinks.iter().enumerate() {
         if let Some(other) =
@@ -253,7 +253,8 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
 fn sink(s: &mut Section) -> Option<SinkConfig> {
     let name = name(s);
     s.relabel(format!("sink.{name}"));
-    let kind = s.choice("type", &[("json_file", "json_file"), ("stdout", "stdout"), ("webhook", "webhook")]);
+    let kinds = ["json_file", "webhook", "exec", "stdout"];
+    let kind = s.choice("type", &kinds.map(|kind| (kind, kind)));
     // Every kind's keys are known to every sink, so that a key of another kind is not called unknown.
     s.unsupported("order_by", "");
     let archive = ["path", "rotate_size", "rotate_every", "compress"];
@@ -263,20 +264,26 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
     if kind.is_some_and(|kind| kind != "webhook") {
         s.only_for("webhook", &webhook::KEYS);
     }
+    if kind.is_some_and(|kind| kind != "exec") {
+        s.only_for("exec", &exec::KEYS);
+    }
     let kind = match kind {
         Some("json_file") => Some(json_file(s)),
         Some("webhook") => {
             let batches = s.peek("batch").is_some_and(|batch| batch != "1");
             webhook::read_keys(s, &name, batches).map(|webhook| SinkKind::Webhook(Box::new(webhook)))
         }
+        Some("exec") => exec::read_keys(s, &name).map(SinkKind::Exec),
         Some(_) => Some(SinkKind::Stdout),
         None => {
-            s.mistake(format!("sink `{name}` needs a `type`: \"json_file\", \"webhook\" or \"stdout\""));
+            s.mistake(format!(
+                "sink `{name}` needs a `type`: \"json_file\", \"webhook\", \"exec\" or \"stdout\""
+            ));
             None
         }
     };
     let Some(kind) = kind else {
-        for key in archive.into_iter().chain(webhook::KEYS) {
+        for key in archive.into_iter().chain(webhook::KEYS).chain(exec::KEYS) {
             s.skip(key);
         }
         common(s, String::new(), SinkKind::Embedded { keeps_order: false });
@@ -323,6 +330,7 @@ fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
         SinkKind::JsonFile { .. } => (16_384, 4 * MIB, 20 * MS),
         SinkKind::Webhook(webhook) if webhook.mode == Mode::Batch => (100, MIB, Duration::ZERO),
         SinkKind::Webhook(_) => (1, MIB, Duration::ZERO),
+        SinkKind::Exec(_) => (100, MIB, Duration::ZERO),
         SinkKind::Stdout | SinkKind::Embedded { .. } => (1_000, MIB, Duration::ZERO),
     };
     let timeout = if matches!(kind, SinkKind::Webhook(_)) { 10 * SECOND } else { 60 * SECOND };

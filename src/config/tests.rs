@@ -256,6 +256,25 @@ fn a_webhook_needs_nothing_but_its_url() {
 }
 
 #[test]
+fn an_exec_sink_needs_a_command_and_hides_secret_variables() {
+    let sink = |rest: &str| format!("[[sink]]\nname = \"a\"\ntype = \"exec\"\n{rest}");
+    for (wrong, word) in [
+        ("", "needs a `command`"),
+        ("command = []", "needs a `command`"),
+        ("command = \"sh -c x\"", "a list of texts"),
+        ("command = [\"x\"]\nenv = { \"A=B\" = \"1\" }", "not an environment variable"),
+        ("command = [\"x\"]\nurl = \"http://x\"", "type \"webhook\" only"),
+    ] {
+        let error = from_file(&sink(wrong)).expect_err(wrong);
+        assert!(error.contains(word), "{wrong} → {error}");
+    }
+    let config = from_file(&sink("command = [\"sh\", \"-c\", \"x\"]\nenv = { MODE = \"fast\" }")).unwrap();
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config, "what check prints reads back the same");
+    let config = from_file(&sink("command = [\"x\"]\nenv = { API_TOKEN = \"hunter2\" }")).unwrap();
+    assert!(!config.to_toml().contains("hunter2") && config.to_toml().contains("***"));
+}
+
+#[test]
 fn one_run_names_every_mistake() {
     let error = from_file("[http]\nmax_connections = 0\nlistn = 1\n[wal]\nspares = 99").unwrap_err();
     assert_eq!(error.lines().count(), 3, "{error}");

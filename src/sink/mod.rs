@@ -10,6 +10,7 @@
 //! A program around the daemon brings its own through `daemon::Builder`.
 
 mod blame;
+pub mod exec;
 pub mod json_file;
 pub mod stdout;
 pub mod webhook;
@@ -153,6 +154,7 @@ pub fn open(
         }
         SinkKind::Stdout => Ok(Box::new(stdout::Stdout::new())),
         SinkKind::Webhook(webhook) => Ok(Box::new(webhook::Webhook::open(config, webhook)?)),
+        SinkKind::Exec(exec) => Ok(Box::new(exec::Exec::new(config, exec))),
         SinkKind::Embedded { .. } => Err(SinkError {
             sink: config.name.clone(),
             reason: "a sink of this kind exists only in the program that brings it along".to_owned(),

@@ -68,6 +68,35 @@ fn the_configuration_page_lists_every_key_with_its_default() {
 }
 
 #[test]
+fn the_page_of_sinks_lists_every_key_that_only_they_have() {
+    let page = root("docs/SINKS.md");
+    for (kind, needed) in [("webhook", "url = \"https://x/\""), ("exec", "command = [\"x\"]")] {
+        let section = page.split("\n## ").find(|part| part.starts_with(&format!("`{kind}`")));
+        let section = section.unwrap_or_else(|| panic!("a section on {kind}"));
+        let text = format!("[[sink]]\nname = \"a\"\ntype = \"{kind}\"\n{needed}\n");
+        let printed = Config::parse("sink", &text, Vec::new(), &[]).expect("valid").to_toml();
+        let common = settings(&defaults().to_toml());
+        for (key, value) in settings(&printed).into_iter().filter(|(key, _)| key.starts_with("sink.")) {
+            let name = key.trim_start_matches("sink.");
+            let row = section.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            match row {
+                Some(row) if !["url", "command"].contains(&name) => {
+                    assert!(
+                        row.contains(&format!("`{value}`")),
+                        "{kind}: {name} is {value}, not as in {row}"
+                    );
+                }
+                Some(_) => {}
+                None => assert!(
+                    common.get(&key) == Some(&value) || ["name", "type", "linger"].contains(&name),
+                    "docs/SINKS.md lacks `{name}` = {value} of {kind}"
+                ),
+            }
+        }
+    }
+}
+
+#[test]
 fn the_sample_events_are_json_and_worth_a_test() {
     let lines = root("data/events.ndjson");
     assert!(lines.lines().count() >= 20);

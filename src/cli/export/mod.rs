@@ -118,7 +118,7 @@ fn join<W: Write>(
 fn archive_of(config: &Config) -> PathBuf {
     let archive = |sink: &'_ SinkConfig| match &sink.kind {
         SinkKind::JsonFile { path, .. } => Some(path.clone()),
-        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Embedded { .. } => None,
+        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Exec(_) | SinkKind::Embedded { .. } => None,
     };
     let whole = config.sinks.iter().filter(|sink| sink.filter.is_open()).find_map(archive);
     let configured = whole.or_else(|| config.sinks.iter().find_map(archive));

@@ -41,6 +41,7 @@ const SAME_LEVEL: &[(&str, &str, &str)] = &[("daemon", "telemetry", "the daemon 
 const INSIDES: &[(&str, &[&str], &str)] = &[
     ("queue::embedded", &["queue", "daemon", "cli"], "use the traits and types of `queue`"),
     ("sink::json_file", &["sink", "cli"], "use `sink::Sink`; the registry in sink/mod.rs builds sinks"),
+    ("sink::exec", &["sink"], "use `sink::Sink`; the registry in sink/mod.rs builds sinks"),
     ("sink::webhook", &["sink"], "use `sink::Sink`; the registry in sink/mod.rs builds sinks"),
     ("sink::stdout", &["sink"], "use `sink::Sink`; the registry in sink/mod.rs builds sinks"),
 ];
