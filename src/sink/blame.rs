@@ -1,12 +1,12 @@
-//! Whose fault a failed request is: the event's in it, or the endpoint's.
+//! Whose fault a failure is: the event's, or its target's (an endpoint, a program).
 //!
-//! A request that failed without a clear word (500, a reset, silence) may have met a broken endpoint
-//! or carry a poison event. The first must cost no event an attempt, the second must not hold up the
+//! What failed without a clear word (500, a reset, an exit, silence) may have met a broken target or
+//! be a poison event. The first must cost no event an attempt, the second must not hold up the
 //! events behind it. What gets through tells them apart:
 //!
-//! * Something got through less than [`EVIDENCE`] ago: the event is at fault. But an endpoint that
+//! * Something got through less than [`EVIDENCE`] ago: the event is at fault. But a target that
 //!   begins to fail has just worked, too; so only [`CREDIT`] new events in a row are blamed.
-//! * Nothing did: the endpoint is at fault. An event that stood in front [`PATIENCE`] times in vain is
+//! * Nothing did: the target is at fault. An event that stood in front [`PATIENCE`] times in vain is
 //!   blamed all the same, so that a poison event with nothing good behind it is passed in the end;
 //!   as long as that helps nothing, the next one has to stand twice as often, and so on.
 //!

@@ -124,6 +124,61 @@ fn verified(program: &mut Command, input: &str) {
 }
 
 #[test]
+fn bad_events_are_dead_rows_with_the_endpoints_own_words_and_everything_else_is_delivered() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let is_bad = |body: &str| body.contains("\"number\":13}") || body.contains("\"number\":77}");
+    for (mode, code, retry) in
+        [("batch", 400, ""), ("structured", 422, ""), ("batch", 500, "max_attempts = 2, ")]
+    {
+        let (address, received) = receiver(move |body| if is_bad(body) { code } else { 200 });
+        let place = dir.path().join(format!("{mode}-{code}"));
+        std::fs::create_dir(&place).expect("a directory");
+        let more = format!("mode = \"{mode}\"\nretry = {{ {retry}initial = \"1ms\", max = \"2ms\" }}");
+        let daemon = daemon(&place, address, &more);
+        post(&daemon, 0..100);
+        let hook = eventually("98 delivered and 2 dead", || {
+            let hook = finished(&daemon);
+            (hook["dead"] == 2).then_some(hook)
+        });
+        assert_eq!(
+            (&hook["delivered"], &hook["retrying"], &hook["dropped"]),
+            (&json!(98), &json!(0), &json!(0))
+        );
+        let rows = daemon.client().get("/v1/failures?sink=hook").expect("an answer").text();
+        assert_eq!(rows.matches(&format!("the endpoint answered {code} ")).count(), 2, "{rows}");
+        let received = received.lock().expect("nobody panics with it").clone();
+        for number in 0..100 {
+            let event = format!("\"number\":{number}}}");
+            assert!(received.iter().any(|(_, body)| body.contains(&event)), "{number} never arrived");
+        }
+        assert_eq!(daemon.terminate().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_program_gets_every_event_and_its_word_decides() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("eventflow.toml");
+    let script = r#"while IFS= read -r line; do o=${line##*\"eventflowoffset\":\"}; o=${o%%\"*}
+        case $line in *13}*) word=reject;; *) word=delivered;; esac
+        printf '{"offset":"%s","outcome":"%s","reason":"unlucky"}\n' "$o" "$word"; done"#;
+    let command = json!(["sh", "-c", script]);
+    let text = format!("[[sink]]\nname = \"hook\"\ntype = \"exec\"\ncommand = {command}\n");
+    std::fs::write(&file, text).expect("a configuration");
+    let mut command = eventflow(&["serve", "--listen", "127.0.0.1:0", "--config"]);
+    command.arg(&file).arg("--data-dir").arg(dir.path().join("data")).envs(TINY.iter().copied());
+    let daemon = Daemon::spawn(command, dir.path()).listening();
+    post(&daemon, 0..50);
+    let hook = eventually("49 delivered and 1 dead", || {
+        let hook = finished(&daemon);
+        (hook["dead"] == 1).then_some(hook)
+    });
+    assert_eq!(hook["delivered"], 49);
+    assert!(daemon.client().get("/v1/failures?sink=hook").expect("an answer").text().contains("unlucky"));
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
 fn a_local_url_is_refused_with_the_key_that_permits_it_and_secrets_are_never_shown() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("eventflow.toml");
