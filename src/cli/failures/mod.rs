@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 
 use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::config::Config;
+use crate::disk::RealDisk;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -77,14 +78,25 @@ struct WhereArgs {
 }
 
 impl WhereArgs {
-    fn open(&self) -> Result<Box<dyn Table>, Failure> {
+    /// Opens the table, of a stopped daemon for looking into it or for changing it.
+    fn open<'a>(&self, disk: &'a RealDisk, access: Access) -> Result<Box<dyn Table + 'a>, Failure> {
         if self.config.config.is_none() && self.config.data_dir.is_none() {
             let url = self.url.clone().unwrap_or_else(|| DEFAULT_URL.to_owned());
             return Ok(Box::new(remote::Remote::new(url)));
         }
         let config: Config = self.config.load(None)?;
-        Ok(Box::new(stopped::Stopped::new(&config)?))
+        Ok(match access {
+            Access::Look => Box::new(stopped::OnDisk::new(disk, &config)?),
+            Access::Change => Box::new(stopped::Stopped::new(&config)?),
+        })
     }
+}
+
+/// What is going to be done with a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Look,
+    Change,
 }
 
 /// Which rows.
@@ -316,16 +328,17 @@ impl<'a> Rows<'a> {
 
 /// `eventflow failures …`
 pub(super) fn run(verb: &FailuresVerb) -> Result<Exit, Failure> {
-    let place = match verb {
-        FailuresVerb::List(args) => &args.place,
-        FailuresVerb::Show(args) => &args.place,
+    let disk = RealDisk::default();
+    let (place, access) = match verb {
+        FailuresVerb::List(args) => (&args.place, Access::Look),
+        FailuresVerb::Show(args) => (&args.place, Access::Look),
         FailuresVerb::Retry(args) | FailuresVerb::Drop(args) => {
             check(args, io::stdin().is_terminal())?;
-            &args.place
+            (&args.place, Access::Change)
         }
-        FailuresVerb::Export(args) => &args.place,
+        FailuresVerb::Export(args) => (&args.place, Access::Look),
     };
-    let mut table = place.open()?;
+    let mut table = place.open(&disk, access)?;
     let outcome = match verb {
         FailuresVerb::List(args) => list(&mut *table, args),
         FailuresVerb::Show(args) => one(&mut *table, args),

@@ -199,11 +199,11 @@ fn give_up(shared: &Shared, sink: usize, offset: u64) {
     shared.push_settling(&mut state, Settling { sink, claimed: None, entries: vec![entry] });
 }
 
-fn state_of(row: &Row) -> RowState {
+pub(super) fn state_of(row: &Row) -> RowState {
     if row.is_dead { RowState::Dead } else { RowState::Retrying }
 }
 
-fn describe(sink: SinkId, found: &Found) -> FailureRow {
+pub(super) fn describe(sink: SinkId, found: &Found) -> FailureRow {
     let Found { offset, row, head, text } = found;
     // What was accepted has them; should they be unreadable, the row is shown all the same.
     let attributes = Attributes::of(text).unwrap_or_default();
@@ -223,7 +223,7 @@ fn describe(sink: SinkId, found: &Found) -> FailureRow {
     }
 }
 
-fn matches(query: &FailureQuery, row: &FailureRow) -> bool {
+pub(super) fn matches(query: &FailureQuery, row: &FailureRow) -> bool {
     query.state.is_none_or(|state| state == row.state)
         && query.event_type.as_ref().is_none_or(|glob| glob.is_match(&row.kind))
         && query.error_contains.as_ref().is_none_or(|text| row.error.contains(text))

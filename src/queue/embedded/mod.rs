@@ -57,7 +57,7 @@ use super::{
 
 pub use commit::{Committed, Committer};
 pub use ledger::{Clock, Ledger};
-pub use onlooker::known_durable;
+pub use onlooker::{FailuresOnDisk, known_durable};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
 
 use state::{Append, Shared, SinkProgress, State};

@@ -4,6 +4,8 @@
 //! Read-only, without a lock, on the caller's thread. What cannot be read is an error for the caller to
 //! tell; nothing here changes a file.
 
+mod failures;
+
 use std::io;
 use std::path::Path;
 
@@ -15,11 +17,13 @@ use super::codec::{self, Record};
 use super::open::ledger_options;
 use super::ring::Ring;
 
-/// Records and bytes of the ledger read at once.
+pub use failures::FailuresOnDisk;
+
+/// Records and bytes of the logs read at once.
 const READ_RECORDS: usize = 1024;
 const READ_BYTES: usize = 256 * 1024;
 
-/// Looks at a ledger that goes on meanwhile, before it is given up.
+/// Looks at a log that goes on meanwhile, before it is given up.
 const LOOKS: usize = 4;
 
 /// E as the ledger knows it: every offset of the event log below it was synced at some time; 0 when

@@ -22,7 +22,7 @@ use crate::log::frame::{self, Record as Frame};
 use crate::log::{AppendError, Log, LogError, ReadError, Reader, Step, Stock, Writer};
 use crate::queue::{Redrive, Selection};
 
-use super::codec::{self, Checkpoint, End, Row as RowHead, RowRecord};
+use super::codec::{self, Change, Checkpoint, End, Row as RowHead, RowRecord};
 use super::ledger::Clock;
 use super::rows::{Row, Rows};
 use super::settle::{self, Entry, Settling, Standing, Tally};
@@ -389,13 +389,19 @@ pub(super) fn told(log: &Log, mut head: RowHead, row: &Row) -> RowHead {
     }
     let Ok(chunk) = log.reader(row.told).read(1, 1) else { return head };
     let Some(record) = chunk.records.first().filter(|record| record.offset == row.told) else { return head };
-    if let Ok((RowRecord::Changed(change), _)) = codec::decode_row(chunk.bytes(record))
-        && (&change.sink, change.offset) == (&head.sink, head.offset)
+    if let Ok((RowRecord::Changed(change), _)) = codec::decode_row(chunk.bytes(record)) {
+        tell(&mut head, change);
+    }
+    head
+}
+
+/// Puts the failure that a change tells of into the head of its row.
+pub(super) fn tell(head: &mut RowHead, change: Change) {
+    if (&change.sink, change.offset) == (&head.sink, head.offset)
         && let Some((at, reason)) = change.failure
     {
         (head.last_failed_at, head.reason) = (at, reason);
     }
-    head
 }
 
 /// What the log of the failure table says about one sink.
@@ -423,28 +429,36 @@ pub(super) fn replay(
             return Ok(sinks);
         }
         for read in &chunk.records {
-            let bytes = chunk.bytes(read);
-            let record = match codec::decode_row(bytes) {
-                Ok((record, _)) => record,
-                Err(error) => {
-                    tracing::error!(place = read.offset, %error, "a record of the failure table cannot be used");
-                    continue;
-                }
-            };
-            let sink = match &record {
-                RowRecord::Parked(row) | RowRecord::Kept(row) => &row.sink,
-                RowRecord::Changed(change) => &change.sink,
-                RowRecord::Gone { sink, .. } => sink,
-            };
-            let is_news = checkpoints.get(sink).is_none_or(|known| read.offset >= known.rows_end);
-            if !sinks.contains_key(sink) {
-                sinks.insert(sink.clone(), Told::default());
-            }
-            if let Some(told) = sinks.get_mut(sink) {
-                told.take(record, read.offset, bytes.len() as u32, is_news);
+            let is_news =
+                |sink: &str| checkpoints.get(sink).is_none_or(|known| read.offset >= known.rows_end);
+            if let Err(error) = take(&mut sinks, read.offset, chunk.bytes(read), is_news) {
+                tracing::error!(place = read.offset, %error, "a record of the failure table cannot be used");
             }
         }
     }
+}
+
+/// Takes note of the record at `place`; `is_news` says whether its sink's checkpoint does not know of it.
+pub(super) fn take(
+    sinks: &mut BTreeMap<String, Told>,
+    place: u64,
+    bytes: &[u8],
+    is_news: impl FnOnce(&str) -> bool,
+) -> Result<(), codec::DecodeError> {
+    let (record, _) = codec::decode_row(bytes)?;
+    let sink = match &record {
+        RowRecord::Parked(row) | RowRecord::Kept(row) => &row.sink,
+        RowRecord::Changed(change) => &change.sink,
+        RowRecord::Gone { sink, .. } => sink,
+    };
+    let is_news = is_news(sink);
+    if !sinks.contains_key(sink) {
+        sinks.insert(sink.clone(), Told::default());
+    }
+    if let Some(told) = sinks.get_mut(sink) {
+        told.take(record, place, bytes.len() as u32, is_news);
+    }
+    Ok(())
 }
 
 impl Told {

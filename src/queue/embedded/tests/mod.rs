@@ -5,6 +5,7 @@ mod crash;
 mod failures;
 mod failures_crash;
 mod model;
+mod onlooker;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
