@@ -68,6 +68,8 @@ pub struct Checkpoint {
     /// All numbers above hold what the failure table's log says below this place of it. What it says
     /// at or above is news.
     pub rows_end: u64,
+    /// The sink is configured: nothing that it has not finished is freed.
+    pub is_configured: bool,
 }
 
 /// One record of the failure table's log; they hold in order.
@@ -230,6 +232,7 @@ mod tests {
                 durable_end: 10,
                 rows: 3,
                 rows_end: 4,
+                is_configured: true,
             }),
             Record::Paused { sink: "c".to_owned(), paused: true },
             Record::Findings(Findings { durable_end: 3, voids: vec![(1, 2)], damaged_ranges: 1 }),
@@ -262,7 +265,8 @@ mod tests {
                 "aa",
                 "0a00000000000000",
                 "0300000000000000",
-                "0400000000000000"
+                "0400000000000000",
+                "01"
             ),
             concat!("01", "01000000", "0100000000000000", "63", "01"),
             concat!(

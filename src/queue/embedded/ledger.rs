@@ -310,7 +310,8 @@ impl Ledger {
 
     /// Frees what every sink is durably done with and whose tags are in the ring.
     fn release(&self) {
-        if !self.shared.is_ready() {
+        // While the ledger still calls a sink configured that is not, nothing goes.
+        if !self.shared.is_ready() || self.gone_changed {
             return;
         }
         let acked = {

@@ -324,11 +324,42 @@ fn restore(
     };
     for info in sinks {
         let told = told.remove(&info.name).unwrap_or_default();
+        note_vanished(&mut state, info, memory, &told, &held, is_damaged);
         let (progress, lost) = restore_sink(info, memory, told, rows_end, &held, &state.voids, is_damaged);
         state.damaged_ranges += u64::from(lost > 0);
         state.sinks.push(progress);
     }
     state
+}
+
+/// The first segments are gone although this sink was not done with them: the log itself cannot know,
+/// because it begins where its oldest segment does. What they held is lost and void.
+fn note_vanished(
+    state: &mut State,
+    info: &SinkInfo,
+    memory: &Memory,
+    told: &Told,
+    held: &Range<u64>,
+    is_damaged: bool,
+) {
+    let Some(known) = memory.checkpoints.get(&info.name) else { return };
+    if is_damaged || !known.is_configured || known.acked >= held.start {
+        return;
+    }
+    let (known, _) = told.fold(known, 0);
+    let mut lost: RangeSet = std::iter::once(known.acked..held.start).collect();
+    known.finished.iter().for_each(|(start, end)| lost.remove(*start..*end));
+    let lost: Vec<_> = lost.iter().filter(|range| !state.voids.covers(range)).collect();
+    for range in lost {
+        tracing::error!(
+            sink = info.name,
+            first_lost = range.start,
+            lost = range.end - range.start,
+            "segments are missing at the beginning of the event log; what they held is lost"
+        );
+        state.damaged_ranges += 1;
+        state.voids.insert(range);
+    }
 }
 
 fn restore_sink(
@@ -367,7 +398,7 @@ fn restore_sink(
         if was_lost || is_damaged {
             // Released, so this sink was done with it; the checkpoint that said so is lost.
             delivered += unfinished - voids.overlap(gone).min(unfinished);
-        } else {
+        } else if !checkpoint.is_configured {
             tracing::warn!(
                 sink = info.name,
                 events = unfinished,
@@ -378,8 +409,8 @@ fn restore_sink(
     let window = Window::resume(acked, finished.iter());
     let paused_by_operator = memory.paused.get(&info.name).copied().unwrap_or(false);
     let has_news = known.is_none_or(|known| {
-        (known.rows, known.delivered, known.dropped, known.skipped)
-            != (checkpoint.rows, delivered, checkpoint.dropped, checkpoint.skipped)
+        (known.acked, known.rows, known.delivered, known.dropped, known.skipped, known.is_configured)
+            != (window.acked(), checkpoint.rows, delivered, checkpoint.dropped, checkpoint.skipped, true)
     });
     let progress = SinkProgress {
         durable_acked: window.acked(),
@@ -422,6 +453,7 @@ fn gone_sinks(
         let known = memory.checkpoints.get(name).cloned().unwrap_or_else(blank);
         let (mut checkpoint, _) = told.get(name).unwrap_or(&Told::default()).fold(&known, rows_end);
         checkpoint.finished.truncate(MAX_CHECKPOINT_RANGES);
+        checkpoint.is_configured = false;
         if (Checkpoint { rows_end: known.rows_end, ..checkpoint.clone() }) == known {
             checkpoint = known.clone(); // no news
         }

@@ -485,6 +485,7 @@ impl SinkProgress {
             durable_end,
             rows: self.rows.len(),
             rows_end,
+            is_configured: true,
         }
     }
 }

@@ -395,3 +395,40 @@ fn pages_walk_the_whole_table_in_order_whatever_the_filter() {
     assert!(walk(FailureQuery { failed_from: Some(Micros(1_001)), ..all.clone() }).is_empty());
     assert!(walk(FailureQuery { sink: Some(SinkId(1)), ..all }).is_empty());
 }
+
+#[test]
+fn a_hundred_thousand_dead_rows_page_reopen_and_redrive_with_bounded_work() {
+    const ROWS: u64 = 100_000;
+    let mut config = tiny();
+    (config.wal.segment_bytes, config.wal.budget_bytes) = (1 << 20, 16 << 20);
+    (config.ledger.segment_bytes, config.failures.budget_bytes) = (64 << 10, 256 << 20);
+    let disk = SimulatedDisk::new(1);
+    let open = || {
+        let mut house = House::open_with(&disk, &config, parking(&["hook"])).unwrap();
+        house.work();
+        house
+    };
+    let mut house = open();
+    for start in (0..ROWS).step_by(1000) {
+        house.accept(&(start..start + 1000).collect::<Vec<_>>()).unwrap();
+        while !house.all(&dead(3)).is_empty() {}
+        house.work();
+    }
+    assert_eq!(house.adds_up(ROWS).dead, ROWS);
+    house.close();
+    let mut house = open();
+    assert_eq!(house.adds_up(ROWS).dead, ROWS);
+    let before = disk.operations();
+    let after = Some((HOOK, ROWS / 2));
+    let page = house.queue.failures(&FailureQuery { limit: 100, after, ..FailureQuery::default() }).unwrap();
+    assert_eq!(page.rows.len(), 100);
+    assert_eq!(page.rows[0].offset, ROWS / 2 + 1);
+    let reads = disk.operations() - before;
+    assert!(reads < 1_000, "{reads} operations for a page");
+    assert_eq!(house.redrive(Selection::All, Redrive::Retry), ROWS);
+    let claim = house.claim(HOOK, ALL).unwrap();
+    assert_eq!(claim.batch.events.len(), 1000);
+    drop(claim);
+    assert_eq!(house.redrive(Selection::All, Redrive::Drop), ROWS);
+    assert_eq!(house.adds_up(ROWS).dropped, ROWS);
+}
