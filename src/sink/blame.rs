@@ -6,6 +6,8 @@
 //!
 //! * Something got through less than [`EVIDENCE`] ago: the event is at fault. But a target that
 //!   begins to fail has just worked, too; so only [`CREDIT`] new events in a row are blamed.
+//! * An event that failed before fails again, and every new one since got through: the event is at fault,
+//!   however long ago that was. So a quiet stream does not stop for the poison it left behind.
 //! * Nothing did: the target is at fault. An event that stood in front [`PATIENCE`] times in vain is
 //!   blamed all the same, so that a poison event with nothing good behind it is passed in the end;
 //!   as long as that helps nothing, the next one has to stand twice as often, and so on.
@@ -49,8 +51,13 @@ impl Blame {
     pub(super) fn is_the_events(&mut self, offset: u64, in_front: bool, now: Instant) -> bool {
         let is_new = self.highest.is_none_or(|highest| offset > highest);
         self.highest = self.highest.max(Some(offset));
-        if self.credit > 0 && self.worked_at.is_some_and(|at| now.duration_since(at) < EVIDENCE) {
-            self.credit -= u32::from(is_new);
+        let credit = self.credit;
+        if is_new {
+            self.credit = credit.saturating_sub(1);
+        } else if credit == CREDIT {
+            return true;
+        }
+        if credit > 0 && self.worked_at.is_some_and(|at| now.duration_since(at) < EVIDENCE) {
             return true;
         }
         let patience = PATIENCE << self.let_past.min(MOST_DOUBLINGS);
@@ -108,8 +115,10 @@ mod tests {
         let blamed = (1..1000).filter(|offset| blame.is_the_events(*offset, true, now)).count();
         assert_eq!(blamed, CREDIT as usize);
         blame.worked(1000, now);
-        assert!(blame.is_the_events(5, true, now));
-        assert!(!blame.is_the_events(5, true, now + EVIDENCE), "old proof is none");
+        assert!(blame.is_the_events(5, true, now + EVIDENCE * 100), "it failed before, and no new one did");
+        assert!(!blame.is_the_events(1001, true, now + EVIDENCE), "old proof is none for a new one");
+        assert!(blame.is_the_events(1001, true, now), "fresh proof is");
+        assert!(!blame.is_the_events(5, true, now + EVIDENCE), "nor for any, once a new one failed");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::config::{self, SinkConfig};
 use crate::event::{Attributes, StoredEvent, write_archive_line};
@@ -83,9 +83,14 @@ impl Exec {
             return Ok(self.answer());
         };
         let reason = self.describe(trouble, program.end().await);
-        warn!(sink = self.name, reason, answered, events = open.len(), "the program is started anew");
         self.judge(&open, answered > 0, &reason);
-        if self.settled.len() == events.len() { Ok(self.answer()) } else { Err(unavailable(reason)) }
+        if self.settled.len() < events.len() {
+            debug!(sink = self.name, reason, answered, events = open.len(), "the program is started anew");
+            return Err(unavailable(reason));
+        }
+        // Nobody else would say it: to the worker this is a delivery like any other.
+        warn!(sink = self.name, reason, "the program fell over the last event and is started anew");
+        Ok(self.answer())
     }
 
     /// Gives the events to the program that runs, or to a new one. One that ended while it had nothing

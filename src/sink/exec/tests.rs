@@ -131,9 +131,9 @@ async fn a_program_that_falls_silent_is_killed_with_everything_it_started() {
     let file = dir.path().join("pid");
     let mut sink = sink(
         r#"sleep 1000 & echo $! > "$PID"; next; wait"#,
-        &format!("timeout = \"1s\"\nenv = {{ PID = {:?} }}", file.display().to_string()),
+        &format!("timeout = \"2s\"\nenv = {{ PID = {:?} }}", file.display().to_string()),
     );
-    assert_eq!(delivered(&mut sink, [0]).await, "the program did not answer within 900ms");
+    assert_eq!(delivered(&mut sink, [0]).await, "the program did not answer within 1s 800ms");
     let pid = std::fs::read_to_string(file).unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
