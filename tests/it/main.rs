@@ -3,6 +3,7 @@
 mod cli;
 mod corpus;
 mod documents;
+mod failures;
 mod faults;
 mod harness;
 mod kill;

@@ -13,10 +13,10 @@ use crate::harness::{Daemon, TINY, eventflow, eventually, run, words};
 use crate::sdk::installed;
 
 /// What arrived: headers in lower case, and the body.
-type Received = Arc<Mutex<Vec<(Vec<(String, String)>, String)>>>;
+pub type Received = Arc<Mutex<Vec<(Vec<(String, String)>, String)>>>;
 
 /// Takes requests and answers each with the status that `status` gives its body.
-fn receiver(status: impl Fn(&str) -> u16 + Send + Sync + 'static) -> (SocketAddr, Received) {
+pub fn receiver(status: impl Fn(&str) -> u16 + Send + Sync + 'static) -> (SocketAddr, Received) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let (received, status) = (Received::default(), Arc::new(status));
@@ -55,7 +55,7 @@ fn receiver(status: impl Fn(&str) -> u16 + Send + Sync + 'static) -> (SocketAddr
 }
 
 /// A daemon with a webhook beside its archive.
-fn daemon(dir: &Path, address: SocketAddr, more: &str) -> Daemon {
+pub fn daemon(dir: &Path, address: SocketAddr, more: &str) -> Daemon {
     let config = dir.join("eventflow.toml");
     let text = format!(
         "[[sink]]\nname = \"archive\"\ntype = \"json_file\"\n[[sink]]\nname = \"hook\"\ntype = \"webhook\"\n\
@@ -67,7 +67,7 @@ fn daemon(dir: &Path, address: SocketAddr, more: &str) -> Daemon {
     Daemon::spawn(command, dir).listening()
 }
 
-fn post(daemon: &Daemon, numbers: std::ops::Range<u32>) {
+pub fn post(daemon: &Daemon, numbers: std::ops::Range<u32>) {
     let lines: Vec<String> = numbers.map(|n| json!({ "number": n }).to_string()).collect();
     let answer = eventually("an answer of 202", || {
         let answer = daemon.client().post("application/x-ndjson", lines.join("\n").as_bytes()).ok()?;
@@ -77,7 +77,7 @@ fn post(daemon: &Daemon, numbers: std::ops::Range<u32>) {
 }
 
 /// The webhook's part of the status once it has nothing to do.
-fn finished(daemon: &Daemon) -> Value {
+pub fn finished(daemon: &Daemon) -> Value {
     eventually("the webhook to be done", || {
         let hook = daemon.status()["sinks"].as_array()?.iter().find(|sink| sink["name"] == "hook")?.clone();
         (hook["pending"] == 0 && hook["delivered"] != 0).then_some(hook)
