@@ -100,7 +100,7 @@ impl Taken<'_> {
                 return (Problem::from(refusal).to_wire(closing, Some(date)), closing);
             }
         };
-        let closing = clock.is_finishing();
+        let closing = edge.app.is_ending() || clock.is_finishing();
         let text = accepted_text(appended, self.id.as_deref());
         let mut wire = Vec::with_capacity(160 + text.len());
         wire.extend_from_slice(b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\n");
