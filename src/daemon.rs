@@ -13,6 +13,7 @@
 //! with code 4 and without the mark of a clean stop, so that the next start recovers from the disk.
 
 mod builder;
+mod descriptors;
 mod drain;
 mod lock;
 mod notify;
@@ -94,6 +95,7 @@ pub enum Error {
 
 /// Runs the daemon until a signal stops it.
 pub fn serve(config: &Config) -> Result<(), Error> {
+    descriptors::raise();
     let operations = operations()?;
     let stop = signals::listen(&operations)?;
     let ended = run(Builder::new(config.clone()), operations.handle(), stop, |_| {});
@@ -224,7 +226,8 @@ impl Ingest {
             })?
         };
         let url = listener.describe();
-        let limits = Limits::of(config);
+        let mut limits = Limits::of(config);
+        limits.http.max_connections = descriptors::connections(limits.http.max_connections);
         let (committer, arriving) = oneshot::channel::<(Committer, Watch)>();
         let (stop, mut stopped) = watch::channel(false);
         let http = vigil.watch("http");

@@ -77,6 +77,12 @@ impl Filter {
         Ok(filter)
     }
 
+    /// Whether the range ends before it begins.
+    pub fn is_backwards(&self) -> bool {
+        let Times { start, end } = self.times;
+        self.offsets.start > self.offsets.end || start.zip(end).is_some_and(|(start, end)| start > end)
+    }
+
     /// Whether an event whose offset is in range is wanted. Looks no deeper than it must.
     pub fn wants(&self, accepted_at: impl FnOnce() -> Option<Micros>, json: &[u8]) -> bool {
         if self.times != Times::default() {

@@ -70,6 +70,9 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
     let config = args.config.load(None)?;
     let filter = Filter::new(args.from, args.to, &args.types, &args.sources)
         .map_err(|error| Failure::new(Exit::Usage, error))?;
+    if filter.is_backwards() {
+        return Err(Failure::new(Exit::Usage, "`--to` lies before `--from`, so there is nothing between them"));
+    }
     let root = archive_of(&config);
     let wal = config.data_dir.join("wal");
     if !root.is_dir() && !wal.is_dir() {
@@ -91,7 +94,8 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
             }
         }
         Some(path) => {
-            to_file(path, args.format, |out| join(&root, &wal, &filter, out)).map_err(Failure::failed)?
+            to_file(path, args.format, |out| join(&root, &wal, &filter, out))
+                .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?
         }
     };
     report(&tally, args.output.is_some());
