@@ -211,8 +211,9 @@ struct Ingest {
 impl Ingest {
     /// Binds the listener and starts to answer on a thread of its own; also says where.
     fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<(Self, String), Error> {
-        // The blocking pool decodes large bodies; more threads than that would only crowd the processor.
-        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        // The blocking pool decodes large bodies and commits to slow disks; more threads than that would
+        // only crowd the processor.
+        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(3).build();
         let runtime =
             runtime.map_err(|error| Error::Failed(format!("cannot start the ingest runtime: {error}")))?;
         let listener = {

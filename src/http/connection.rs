@@ -129,11 +129,6 @@ impl Clock {
         self.word.store(word & !7 | Phase::Busy as u64, Ordering::Relaxed);
     }
 
-    /// Whether the connection is asked for an orderly end.
-    pub fn is_finishing(&self) -> bool {
-        self.is_asked(FINISH)
-    }
-
     fn phase(&self) -> Phase {
         Phase::of(self.word.load(Ordering::Relaxed))
     }
@@ -241,7 +236,7 @@ pub async fn serve<S: Stream>(stream: S, clock: Arc<Clock>, edge: Arc<Edge>) {
         clock.asked.fetch_and(!PARK, Ordering::Relaxed);
         if let Some(taken) = express::take(&mut parked.ahead, &edge) {
             clock.enter_busy();
-            let (answer, closing) = taken.answer(&clock, &edge).await;
+            let (answer, closing) = taken.answer(&edge).await;
             clock.enter(Phase::Idle);
             if !parked.send(&answer).await || closing {
                 return;
@@ -334,11 +329,16 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
                 if self.clock.is_asked(CLOSE) {
                     return Poll::Ready(false);
                 }
-                match ready!(Pin::new(&mut self.stream).poll_write(cx, &answer[sent..])) {
+                let written = Pin::new(&mut self.stream).poll_write(cx, &answer[sent..]);
+                if written.is_pending() {
+                    self.clock.note_write(&written);
+                }
+                match ready!(written) {
                     Ok(0) | Err(_) => return Poll::Ready(false),
                     Ok(count) => sent += count,
                 }
             }
+            self.clock.note_flushed();
             Poll::Ready(true)
         })
         .await

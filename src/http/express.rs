@@ -19,7 +19,6 @@ use crate::event::Micros;
 use crate::queue::Receipt;
 
 use super::binary::essence;
-use super::connection::Clock;
 use super::decode::{Decoded, Form, Head, decode};
 use super::ingest::accepted_text;
 use super::problem::Problem;
@@ -90,7 +89,7 @@ pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
 
 impl Taken<'_> {
     /// Waits for the disk; the answer's bytes, and whether the connection ends with it.
-    pub async fn answer(self, clock: &Clock, edge: &Edge) -> (Vec<u8>, bool) {
+    pub async fn answer(self, edge: &Edge) -> (Vec<u8>, bool) {
         let receipt = self.receipt.await;
         let date = edge.date.at(self.accepted_at);
         let appended = match receipt {
@@ -100,7 +99,8 @@ impl Taken<'_> {
                 return (Problem::from(refusal).to_wire(closing, Some(date)), closing);
             }
         };
-        let closing = edge.app.is_ending() || clock.is_finishing();
+        // So that no client sends another request into a connection that is about to close.
+        let closing = edge.app.is_ending();
         let text = accepted_text(appended, self.id.as_deref());
         let mut wire = Vec::with_capacity(160 + text.len());
         wire.extend_from_slice(b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\n");

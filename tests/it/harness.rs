@@ -112,6 +112,18 @@ impl Daemon {
         self
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is ours")
+    }
+
+    /// Where it listens, if it does by now.
+    pub fn look(&mut self) -> Option<SocketAddr> {
+        let process = self.process();
+        self.address = listening_address(process)?;
+        Some(self.address)
+    }
+
     /// Everything it wrote to stderr so far.
     pub fn said(&self) -> String {
         self.said.lock().expect("nobody panics with it").clone()

@@ -3,6 +3,7 @@
 mod cli;
 mod corpus;
 mod documents;
+mod eio;
 mod failures;
 mod faults;
 mod harness;

@@ -71,7 +71,10 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
     let filter = Filter::new(args.from, args.to, &args.types, &args.sources)
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     if filter.is_backwards() {
-        return Err(Failure::new(Exit::Usage, "`--to` lies before `--from`, so there is nothing between them"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "`--to` lies before `--from`, so there is nothing between them",
+        ));
     }
     let root = archive_of(&config);
     let wal = config.data_dir.join("wal");
@@ -93,10 +96,8 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
                 result => result.map_err(Failure::failed)?,
             }
         }
-        Some(path) => {
-            to_file(path, args.format, |out| join(&root, &wal, &filter, out))
-                .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?
-        }
+        Some(path) => to_file(path, args.format, |out| join(&root, &wal, &filter, out))
+            .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?,
     };
     report(&tally, args.output.is_some());
     let damaged = tally.bad_lines > 0 || tally.damaged_events > 0;

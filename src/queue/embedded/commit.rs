@@ -2,16 +2,18 @@
 //! is answered.
 //!
 //! [`Committer::run`] is a task on the ingest runtime: it wakes when something waits, yields once, so
-//! that it runs behind every request that is ready to be read, and commits inline. The steps are plain
-//! functions, so that tests drive them by hand. When a write or sync fails, everyone who waits is
+//! that it runs behind every request that is ready to be read, and commits inline. On a disk that turns
+//! out to be slow it commits on another thread instead: then the way there costs nothing that counts,
+//! and health, status and new requests are answered meanwhile. The steps are plain functions, so that tests drive them by hand. When a write or sync fails, everyone who waits is
 //! told so, the queue is latched, and the task ends with the error; the process must end (contract,
 //! promise 8). When the task is dropped, receipts resolve to the same answer.
 //!
 //! Nobody is told "duplicate" before the first copy is durable: it is in the log already, or in this
 //! very group, which is answered after its sync.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -21,6 +23,10 @@ use crate::queue::{Appended, Refusal};
 
 use super::dedupe::{self, Dedupe};
 use super::state::{Append, Shared, refusal_of};
+
+/// After a commit that took this long the next one runs on another thread. Far more than the way there
+/// takes, and far less than anybody who asks for the daemon's health would wait.
+const SLOW: Duration = Duration::from_millis(20);
 
 /// The single owner of the event log's writer and of the dedupe window.
 #[derive(Debug)]
@@ -38,6 +44,13 @@ pub struct Committer {
 }
 
 type Answer = (oneshot::Sender<Result<Appended, Refusal>>, Result<Appended, Refusal>);
+
+/// What the committer does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Commit,
+    MarkIdle,
+}
 
 /// What one commit did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,24 +79,49 @@ impl Committer {
     pub async fn run(mut self) -> Result<(), LogError> {
         let shared = Arc::clone(&self.shared);
         let mut marked = true;
+        let mut is_slow = false;
         loop {
             let (waits, closed) = {
                 let waiting = shared.waiting();
                 (!waiting.appends.is_empty(), waiting.closed)
             };
-            if waits {
+            let step = if waits {
                 // Behind everything that is ready now: its appends belong to this group.
                 tokio::task::yield_now().await;
-                self.commit_pending()?;
-                marked = false;
+                Step::Commit
             } else if closed || shared.failed().is_some() {
                 return self.close();
             } else if marked {
                 shared.append_waits.notified().await;
+                continue;
             } else if tokio::time::timeout(self.idle_marker, shared.append_waits.notified()).await.is_err() {
-                self.mark_idle()?;
-                marked = true;
-            }
+                Step::MarkIdle
+            } else {
+                continue;
+            };
+            let began = Instant::now();
+            self = if is_slow { self.step_aside(step).await? } else { self.step(step)? };
+            is_slow = began.elapsed() >= SLOW;
+            marked = step == Step::MarkIdle;
+        }
+    }
+
+    fn step(mut self, step: Step) -> Result<Self, LogError> {
+        match step {
+            Step::Commit => self.commit_pending().map(drop)?,
+            Step::MarkIdle => self.mark_idle()?,
+        }
+        Ok(self)
+    }
+
+    /// The step on another thread; a panic there goes on here.
+    async fn step_aside(self, step: Step) -> Result<Self, LogError> {
+        match tokio::task::spawn_blocking(move || self.step(step)).await {
+            Ok(stepped) => stepped,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(cancelled) => Err(LogError::Failed(cancelled.to_string())),
+            },
         }
     }
 
