@@ -21,7 +21,7 @@ use crate::disk::{Access, Disk, DiskFile, EntryKind};
 
 /// Bytes of one read where a whole file is scanned. Larger ones are no faster, and the memory of a
 /// start stays with the process.
-pub(super) const SCAN_CHUNK: usize = 256 << 10;
+pub(super) const SCAN_CHUNK: usize = 64 << 10;
 /// What a segment is called between two names while swapped ones are put right.
 const MOVED_PREFIX: &str = "moved-";
 

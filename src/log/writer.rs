@@ -195,7 +195,7 @@ impl Writer {
     /// frame tells so already or the segment has no room for it.
     pub fn mark_idle(&mut self) -> Result<(), LogError> {
         self.commit()?;
-        self.group.shrink_to(KEEP_GROUP_BYTES);
+        self.group = Vec::new(); // who idles holds no memory
         let is_needed = self.active.as_ref().is_some_and(|active| active.told_durable < self.next_offset);
         if is_needed && self.room() >= MARKER_BYTES {
             self.mark(Kind::Idle);
@@ -247,6 +247,7 @@ impl Writer {
             self.roll(now_micros)?;
         }
         self.commit()?;
+        self.group = Vec::new(); // what was written anew may have been much
         Ok(())
     }
 

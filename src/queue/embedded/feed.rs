@@ -15,7 +15,7 @@ use crate::log::{Log, ReadError, Reader};
 use super::ring::Ring;
 
 /// Tags read at once.
-const READ_TAGS: usize = 8192;
+const READ_TAGS: usize = 2048;
 /// Tags between two syncs of the ring.
 const STEP_TAGS: u64 = 65_536;
 

@@ -43,7 +43,7 @@ const FAILURES_DIR: &str = "failures";
 /// What else is in the ledger's directory.
 const LEDGER_NEIGHBOURS: [&str; 3] = [ring::NAMES[0], ring::NAMES[1], FAILURES_DIR];
 /// Tags read at once while filling the dedupe window.
-const READ_TAGS: usize = 8192;
+const READ_TAGS: usize = 2048;
 
 /// An opened queue and the parts that want a thread or a task of their own.
 #[derive(Debug)]
