@@ -2,8 +2,8 @@
 //!
 //! Nearly every event comes the same way: one small `POST /v1/events` whose head and body the first
 //! read brings in full, with nothing in its header that changes what it means. Such a request is
-//! read, decoded and answered here, on the connection's task, for a third of the instructions and
-//! hardly any of the allocations that a general server needs.
+//! read, decoded and answered here, on the connection's task, in half of the processor time outside
+//! the kernel that a general server takes (docs/PERFORMANCE.md).
 //!
 //! The lane decides nothing: [`take`] refuses nobody. Whatever is not of the plainest kind (another
 //! route, a body still on its way, a coding, an `Expect`, a broken header) and whatever would be
