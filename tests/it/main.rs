@@ -8,6 +8,7 @@ mod failures;
 mod faults;
 mod harness;
 mod kill;
+mod power;
 mod sdk;
 mod stop;
 mod tidy;
