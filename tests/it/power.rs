@@ -8,6 +8,7 @@
 //!
 //! `EVENTFLOW_CRASH_SEEDS` (default 1) is the number of scripts. A failure names what brings it back.
 
+mod forgetful;
 mod house;
 mod script;
 mod verdict;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use eventflow::disk::simulated::Policy;
 use eventflow::disk::{Disk, SimulatedDisk};
 
+use forgetful::{Forgetful, Forgets};
 use script::Run;
 
 fn seeds() -> u64 {
@@ -52,10 +54,10 @@ struct States {
     second: u64,
 }
 
-/// Crashes once everywhere, and a second time in the life after it.
-fn explore(seed: u64, run: &Run) -> States {
+/// Crashes after every `stride`-th operation, and a second time in the life after it.
+fn explore(seed: u64, run: &Run, stride: usize) -> States {
     let mut states = States::default();
-    for operation in 0..=run.disk.operations() {
+    for operation in (0..=run.disk.operations()).step_by(stride) {
         let at = run.disk.at(operation).expect("recorded");
         let known = run.history.until(operation);
         for (number, (what, left)) in (0..).zip(crashes(&at, operation)) {
@@ -102,19 +104,53 @@ fn second(disk: &SimulatedDisk, known: script::History, seed: u64) -> u64 {
 #[test]
 fn no_power_loss_at_any_disk_operation_of_the_whole_pipeline_breaks_a_promise() {
     println!("EVENTFLOW_CRASH_SEEDS={}", seeds());
+    let (mut duplicates, mut compacted, mut midnight) = (0, false, false);
     for seed in 0..seeds() {
         let run = Run::script(seed, plain);
         let (seen, operations) = (run.seen, run.disk.operations());
-        assert!(
-            seen.full > 0 && seen.reused > 0 && seen.duplicates > 0,
-            "script {seed} missed a phase: {seen:?}"
-        );
-        let states = explore(seed, &run);
+        assert!(seen.full > 0 && seen.reused > 0, "script {seed} missed a phase: {seen:?}");
+        let is_there = |path: &str| run.disk.files().iter().any(|file| file.starts_with(path));
+        duplicates += seen.duplicates;
+        compacted |= !is_there("/data/ledger/00000000000000000000.seg");
+        midnight |= is_there("/data/archive/2025/06/15");
+        let states = explore(seed, &run, 1);
         println!(
             "script {seed}: {operations} operations, {} events; {} states after a crash and {} after a second",
             run.history.homes.len(),
             states.first,
             states.second
         );
+    }
+    assert!(duplicates > 0 && compacted && midnight, "the scripts missed a phase");
+}
+
+/// Whether the exploration of a script on such a disk fails.
+fn is_caught(through: impl Fn(&SimulatedDisk) -> Arc<dyn Disk>) -> bool {
+    let explored = catch_unwind(AssertUnwindSafe(|| explore(0, &Run::script(0, through), 6)));
+    explored.is_err()
+}
+
+#[test]
+fn a_pipeline_that_forgot_any_one_kind_of_sync_would_be_caught() {
+    for (data, names) in [(true, false), (false, true)] {
+        let through = |disk: &SimulatedDisk| {
+            disk.ignore_syncs(data, names);
+            plain(disk)
+        };
+        assert!(is_caught(through), "syncs left out unnoticed: of files {data}, of directories {names}");
+    }
+    for (below, forgets) in [
+        ("/data/wal", Forgets::Data),
+        ("/data/wal", Forgets::Names),
+        ("/data/ledger", Forgets::Data),
+        ("/data/ledger", Forgets::Names),
+        ("/data/ledger/dedupe.ring", Forgets::Data),
+        ("/data/archive", Forgets::Data),
+        ("/data/archive", Forgets::Names),
+    ] {
+        let through = |disk: &SimulatedDisk| -> Arc<dyn Disk> {
+            Arc::new(Forgetful { disk: disk.clone(), below, forgets })
+        };
+        assert!(is_caught(through), "syncs left out unnoticed: of {forgets:?} below {below}");
     }
 }

@@ -220,6 +220,11 @@ impl Ledger {
             state.is_dirty().then(|| state.work(&self.shared.infos, self.shared.log.durable_end(), false))
         };
         if let Some(work) = work {
+            // After a start the spare that was left is only a file. Should the segment be full, the
+            // first record would find no room, and requests would hear of a full disk.
+            if self.log.usage().spares == 0 {
+                self.restock();
+            }
             let written = self.write(&work, &work.records)?;
             self.tell_blocked(!written);
         }

@@ -14,7 +14,7 @@ use eventflow::disk::{Disk, SimulatedDisk};
 use eventflow::event::{Micros, NewBatch, dedupe_tag};
 use eventflow::log::{Report, Step, Stock};
 use eventflow::queue::embedded::{Committer, EmbeddedQueue, Ledger, Opened, open};
-use eventflow::queue::{Claim, ClaimLimit, Fates, Queue, Resolution, SinkId, SinkInfo};
+use eventflow::queue::{Claim, ClaimLimit, Fates, Queue, Receipt, Refusal, Resolution, SinkId, SinkInfo};
 use eventflow::sink::{self, Batch, Outcomes, Sink};
 
 /// The real archive.
@@ -23,12 +23,14 @@ pub const ARCHIVE: SinkId = SinkId(0);
 pub const MIRROR: SinkId = SinkId(1);
 /// More events than the log holds once its sinks are done, so that the ring has to know the rest.
 pub const WINDOW: u64 = 64;
+/// Files the log may have.
+pub const SEGMENTS: u64 = 5;
 
 /// Tiny segments: everything rolls, fills up, is freed and used again all the time.
 pub fn config() -> Config {
     let mut config = Config { data_dir: PathBuf::from("/data"), ..Config::default() };
     config.wal.segment_bytes = 8192;
-    config.wal.budget_bytes = 5 * 8192;
+    config.wal.budget_bytes = SEGMENTS * 8192;
     config.wal.spares = 1;
     config.wal.min_free_disk_bytes = 0;
     config.wal.dedupe_window = WINDOW;
@@ -121,16 +123,14 @@ impl House {
             assert!(report.damage.is_empty(), "a crash is no damage: {:?}", report.damage);
             assert!(report.foreign.is_empty(), "files of our own: {:?}", report.foreign);
         }
+        let refusing = queue.status().refusing;
+        assert!(!matches!(refusing, Some(Refusal::StorageFull)), "there is room, and it says: {refusing:?}");
         let archive = sink::open(&config.sinks[0], &config.data_dir, disk, resumes.swap_remove(0));
         let archive = archive.expect("an opening never refuses");
         House { queue, committer, ledger, stock, archive, in_flight: vec![], report: wal_report, clock }
     }
 
-    pub fn post(
-        &self,
-        ids: &[u64],
-        at: Micros,
-    ) -> Result<eventflow::queue::Receipt, eventflow::queue::Refusal> {
+    pub fn post(&self, ids: &[u64], at: Micros) -> Result<Receipt, Refusal> {
         self.clock.store(at.0, Ordering::Relaxed);
         self.queue.append(request(ids), at)
     }

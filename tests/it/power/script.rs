@@ -15,8 +15,8 @@ use eventflow::queue::{
 
 use super::house::{ARCHIVE, House, MIRROR, WINDOW, id_of};
 
-/// 2025-06-14T22:00:00Z: a script lasts a few hours, so that a date changes within.
-const START: i64 = 1_749_938_400_000_000;
+/// 2025-06-14T23:20:00Z: a script lasts an hour or more, so that a date changes within.
+const START: i64 = 1_749_943_200_000_000;
 
 /// Batches after which a sink should have everything.
 const ROUNDS: usize = 10_000;

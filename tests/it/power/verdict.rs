@@ -6,7 +6,7 @@ use std::sync::Arc;
 use eventflow::disk::SimulatedDisk;
 use eventflow::queue::{Appended, Queue, SinkState, SinkStatus};
 
-use super::house::{ARCHIVE, House, Line, MIRROR, WINDOW, archive};
+use super::house::{ARCHIVE, House, Line, MIRROR, SEGMENTS, WINDOW, archive};
 use super::script::{History, Run};
 
 /// Starts on `disk`, where `history` is all that was known, delivers everything, and compares.
@@ -15,10 +15,12 @@ pub fn check(disk: &SimulatedDisk, history: History, to_the_end: bool) {
     let known = history.clone();
     let mut run = Run::on(disk, Arc::new(disk.clone()), history, 0xc4ec);
     run.start();
-    if known.is_stopped() {
+    let status = run.house().queue.status();
+    let end = status.next_offset;
+    // A start that found every file in use and none to free has no segment to write a mark into.
+    if known.is_stopped() && status.segments < SEGMENTS {
         assert!(run.house().report.clean_stop, "an orderly stop leaves its mark");
     }
-    let end = run.house().queue.status().next_offset;
     assert!(end >= known.promised_end(), "offset {end} is given again");
     let counted = at_start(&mut run, &known);
 
