@@ -35,6 +35,8 @@ pub fn config() -> Config {
     config.wal.min_free_disk_bytes = 0;
     config.wal.dedupe_window = WINDOW;
     config.ledger.segment_bytes = 8192;
+    config.failures.budget_bytes = 16 * 16384;
+    config.http.max_event_bytes = 2048; // decides the least segment of the failure table
     config.sinks[0].kind = SinkKind::JsonFile {
         path: PathBuf::from("archive"),
         rotate_size_bytes: 6000,
