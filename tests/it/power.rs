@@ -124,10 +124,10 @@ fn no_power_loss_at_any_disk_operation_of_the_whole_pipeline_breaks_a_promise() 
     assert!(duplicates > 0 && compacted && midnight, "the scripts missed a phase");
 }
 
-/// Whether the exploration of a script on such a disk fails.
+/// Whether the exploration of a script on such a disk fails. Coarsely first: most mistakes show often.
 fn is_caught(through: impl Fn(&SimulatedDisk) -> Arc<dyn Disk>) -> bool {
-    let explored = catch_unwind(AssertUnwindSafe(|| explore(0, &Run::script(0, through), 6)));
-    explored.is_err()
+    let run = Run::script(0, through);
+    [6, 2].into_iter().any(|stride| catch_unwind(AssertUnwindSafe(|| explore(0, &run, stride))).is_err())
 }
 
 #[test]
