@@ -22,9 +22,10 @@ use super::connection::Clock;
 use super::decode::{Decoded, Head, decode};
 use super::problem::{Answer, Problem, Slug};
 
-/// Bodies up to this size are decoded on the ingest thread; larger ones would keep every other
-/// client waiting for milliseconds.
-const INLINE_BYTES: usize = 1024 * 1024;
+/// Bodies up to this size are decoded on the ingest thread. One of nothing but items of one digit takes
+/// a microsecond an item to render, so a larger one could keep every other client waiting for longer
+/// than the 250 ms a healthy one may ever see.
+const INLINE_BYTES: usize = 256 * 1024;
 
 /// Encoded bodies up to this size are tried on the ingest thread, and given up there when they
 /// grow beyond [`INLINE_DECODED_BYTES`].
