@@ -13,6 +13,8 @@ mod blame;
 pub mod exec;
 pub mod json_file;
 pub mod stdout;
+#[cfg(test)]
+mod tests;
 pub mod webhook;
 
 use std::future::Future;

@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::config::Config;
 use crate::disk::RealDisk;
+use crate::queue::{Redrive, Selection};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -264,20 +265,6 @@ struct Page {
     next: Option<String>,
 }
 
-/// What is done to rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Action {
-    Retry,
-    Drop,
-}
-
-/// Which rows of a sink.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Which {
-    Offsets(Vec<u64>),
-    All,
-}
-
 /// A failure table, wherever it is.
 trait Table {
     /// A page of at most `limit` rows after a cursor; there may be none on a page that has a next one.
@@ -293,7 +280,7 @@ trait Table {
     fn show(&mut self, sink: &str, offset: u64) -> Result<Option<Shown>, Failure>;
 
     /// Changes rows; how many, once that is durable.
-    fn change(&mut self, action: Action, sink: &str, which: Which) -> Result<u64, Failure>;
+    fn change(&mut self, action: Redrive, sink: &str, which: Selection) -> Result<u64, Failure>;
 
     /// Done: whatever was opened is closed in order.
     fn close(self: Box<Self>) -> Result<(), Failure>;
@@ -342,8 +329,8 @@ pub(super) fn run(verb: &FailuresVerb) -> Result<Exit, Failure> {
     let outcome = match verb {
         FailuresVerb::List(args) => list(&mut *table, args),
         FailuresVerb::Show(args) => one(&mut *table, args),
-        FailuresVerb::Retry(args) => change(&mut *table, Action::Retry, args),
-        FailuresVerb::Drop(args) => change(&mut *table, Action::Drop, args),
+        FailuresVerb::Retry(args) => change(&mut *table, Redrive::Retry, args),
+        FailuresVerb::Drop(args) => change(&mut *table, Redrive::Drop, args),
         FailuresVerb::Export(args) => export(&mut *table, args),
     };
     let closed = table.close();
@@ -401,11 +388,11 @@ fn check(args: &ChangeArgs, on_terminal: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn change(table: &mut dyn Table, action: Action, args: &ChangeArgs) -> Result<Exit, Failure> {
+fn change(table: &mut dyn Table, action: Redrive, args: &ChangeArgs) -> Result<Exit, Failure> {
     let mut changer = Changer { table, action, sink: &args.sink, pace: Pace::new(args.rate), changed: 0 };
     let bar = spinner();
     let outcome = if args.all && args.filter.is_empty() && args.rate.is_none() {
-        changer.some(Which::All)
+        changer.some(Selection::All)
     } else if args.offsets.is_empty() {
         changer.found(&args.filter, &bar)
     } else {
@@ -414,8 +401,8 @@ fn change(table: &mut dyn Table, action: Action, args: &ChangeArgs) -> Result<Ex
     bar.finish_and_clear();
     let changed = changer.changed;
     let done = match action {
-        Action::Retry => "to be tried again",
-        Action::Drop => "dropped",
+        Redrive::Retry => "to be tried again",
+        Redrive::Drop => "dropped",
     };
     if args.json {
         print(&format!("{{\"changed\":{changed}}}\n"))?;
@@ -436,14 +423,14 @@ fn spinner() -> ProgressBar {
 /// Changes rows at a pace.
 struct Changer<'a> {
     table: &'a mut dyn Table,
-    action: Action,
+    action: Redrive,
     sink: &'a str,
     pace: Pace,
     changed: u64,
 }
 
 impl Changer<'_> {
-    fn some(&mut self, which: Which) -> Result<(), Failure> {
+    fn some(&mut self, which: Selection) -> Result<(), Failure> {
         self.changed += self.table.change(self.action, self.sink, which)?;
         Ok(())
     }
@@ -451,7 +438,7 @@ impl Changer<'_> {
     fn named(&mut self, offsets: &[u64], bar: &ProgressBar) -> Result<(), Failure> {
         for offsets in offsets.chunks(self.pace.at_once()) {
             self.pace.wait(offsets.len());
-            self.some(Which::Offsets(offsets.to_vec()))?;
+            self.some(Selection::Offsets(offsets.to_vec()))?;
             bar.set_position(self.changed);
         }
         Ok(())

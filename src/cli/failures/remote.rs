@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::super::Exit;
 use super::super::client::{UrlArgs, agent, unreachable};
-use super::{Action, Failure, FilterArgs, Page, Shown, Table, Which};
+use super::{Failure, FilterArgs, Page, Shown, Table};
+use crate::queue::{Redrive, Selection};
 
 /// A change waits for the disk, and one of all rows for many writes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
@@ -95,18 +96,18 @@ impl Table for Remote {
         read(&self.url.at(&path), answer, Shown::parse).map(Some)
     }
 
-    fn change(&mut self, action: Action, sink: &str, which: Which) -> Result<u64, Failure> {
+    fn change(&mut self, action: Redrive, sink: &str, which: Selection) -> Result<u64, Failure> {
         #[derive(serde::Deserialize)]
         struct Changed {
             changed: u64,
         }
         let url = self.url.at(match action {
-            Action::Retry => "/v1/failures/retry",
-            Action::Drop => "/v1/failures/drop",
+            Redrive::Retry => "/v1/failures/retry",
+            Redrive::Drop => "/v1/failures/drop",
         });
         let body = match which {
-            Which::Offsets(offsets) => json!({"sink": sink, "offsets": offsets}),
-            Which::All => json!({"sink": sink, "all": true}),
+            Selection::Offsets(offsets) => json!({"sink": sink, "offsets": offsets}),
+            Selection::All => json!({"sink": sink, "all": true}),
         };
         let answer =
             answer(&url, self.agent.post(&url).content_type("application/json").send(body.to_string()))?;

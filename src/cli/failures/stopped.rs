@@ -7,7 +7,7 @@ use globset::Glob;
 use serde_json::value::RawValue;
 
 use super::super::Exit;
-use super::{Action, Failure, FilterArgs, Page, Row, Shown, State, Table, Which};
+use super::{Failure, FilterArgs, Page, Row, Shown, State, Table};
 use crate::config::{Config, Telemetry};
 use crate::daemon::{self, StoppedQueue};
 use crate::disk::RealDisk;
@@ -58,7 +58,7 @@ impl Table for OnDisk<'_> {
         found.map(|found| shown(self.rows.sinks(), found)).transpose()
     }
 
-    fn change(&mut self, _: Action, _: &str, _: Which) -> Result<u64, Failure> {
+    fn change(&mut self, _: Redrive, _: &str, _: Selection) -> Result<u64, Failure> {
         Err(Failure::failed("this table is open for looking only; please report this"))
     }
 
@@ -114,17 +114,9 @@ impl Table for Stopped {
         found.map(|found| shown(&self.sinks, found)).transpose()
     }
 
-    fn change(&mut self, action: Action, sink: &str, which: Which) -> Result<u64, Failure> {
-        let selection = match which {
-            Which::Offsets(offsets) => Selection::Offsets(offsets),
-            Which::All => Selection::All,
-        };
-        let action = match action {
-            Action::Retry => Redrive::Retry,
-            Action::Drop => Redrive::Drop,
-        };
+    fn change(&mut self, action: Redrive, sink: &str, which: Selection) -> Result<u64, Failure> {
         let sink = sink_named(&self.sinks, sink)?;
-        self.queue.wait(self.queue.queue().redrive(sink, selection, action)).map_err(failed)
+        self.queue.wait(self.queue.queue().redrive(sink, which, action)).map_err(failed)
     }
 
     fn close(self: Box<Self>) -> Result<(), Failure> {

@@ -50,8 +50,8 @@ impl Table for Memory {
         Ok(found.then(|| Shown { row: row(offset), accepted_at: "2026-01-31T11:00:00Z".to_owned(), event }))
     }
 
-    fn change(&mut self, _: Action, _: &str, which: Which) -> Result<u64, Failure> {
-        let Which::Offsets(offsets) = which else { panic!("rows are named") };
+    fn change(&mut self, _: Redrive, _: &str, which: Selection) -> Result<u64, Failure> {
+        let Selection::Offsets(offsets) = which else { panic!("rows are named") };
         let before = self.offsets.len();
         self.offsets.retain(|offset| !offsets.contains(offset));
         self.calls.push(offsets);
@@ -80,7 +80,7 @@ fn every_row_is_met_once_although_pages_are_empty_or_rows_go_away() {
 
     let mut changer = Changer {
         table: &mut table,
-        action: Action::Drop,
+        action: Redrive::Drop,
         sink: "orders",
         pace: Pace::new(None),
         changed: 0,
@@ -101,7 +101,7 @@ fn a_rate_makes_small_parts() {
     }
     let mut table = Memory { offsets: (0..7).collect(), ..Memory::default() };
     let pace = Pace::new(Some(1e6));
-    let mut changer = Changer { table: &mut table, action: Action::Retry, sink: "orders", pace, changed: 0 };
+    let mut changer = Changer { table: &mut table, action: Redrive::Retry, sink: "orders", pace, changed: 0 };
     changer.named(&[1, 2, 9], &ProgressBar::hidden()).unwrap();
     assert_eq!((changer.changed, &table.calls), (2, &vec![vec![1, 2, 9]]));
 }

@@ -1,10 +1,9 @@
 //! The sink against shell programs that do everything wrong.
 
-use bytes::Bytes;
-
 use super::*;
 use crate::config::{Config, SinkKind};
-use crate::event::{Micros, StoredBatch};
+use crate::event::Micros;
+use crate::sink::tests::{batch_of, letters};
 
 /// Reads a line, puts its offset into `$o` and its id into `$id`.
 const NEXT: &str = r#"next() { IFS= read -r line || exit 0; o=${line##*\"eventflowoffset\":\"}; o=${o%%\"*}; id=${line##*\"id\":\"}; id=${id%%\"*}; }
@@ -34,31 +33,12 @@ fn batch(offsets: impl IntoIterator<Item = u64>) -> Batch {
             )
         })
         .collect();
-    let mut events =
-        StoredBatch::over(Bytes::from(texts.iter().map(|(_, text)| text.as_str()).collect::<String>()));
-    let mut at = 0;
-    for (offset, text) in &texts {
-        events.push(*offset, Micros(0), at..at + text.len());
-        at += text.len();
-    }
-    Batch { events, voids: Vec::new() }
+    batch_of(&texts, Micros(0))
 }
 
-/// A letter an event: `d`elivered, `r`etry, re`j`ect; or the reason why the sink is unavailable.
 async fn delivered(sink: &mut Exec, offsets: impl IntoIterator<Item = u64>) -> String {
     let batch = batch(offsets);
-    match sink.deliver(&batch).await.map(|delivery| delivery.outcomes) {
-        Ok(Outcomes::AllDelivered) => "d".repeat(batch.events.len()),
-        Ok(Outcomes::Each(outcomes)) => outcomes
-            .iter()
-            .map(|outcome| match outcome {
-                Outcome::Delivered => 'd',
-                Outcome::Retry { .. } => 'r',
-                Outcome::Reject { .. } => 'j',
-            })
-            .collect(),
-        Err(unavailable) => unavailable.reason,
-    }
+    letters(sink.deliver(&batch).await, batch.events.len())
 }
 
 #[tokio::test]

@@ -6,14 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
 use crate::config::{Config, SinkKind};
-use crate::event::StoredBatch;
+use crate::sink::tests::{batch_of, letters};
 
 use receiver::{Receiver, Reply, ok, refused, status};
 
@@ -42,30 +41,7 @@ fn text(offset: u64) -> String {
 
 fn batch(offsets: impl IntoIterator<Item = u64>) -> Batch {
     let texts: Vec<(u64, String)> = offsets.into_iter().map(|offset| (offset, text(offset))).collect();
-    let joined: String = texts.iter().map(|(_, text)| text.as_str()).collect();
-    let mut events = StoredBatch::over(Bytes::from(joined));
-    let mut at = 0;
-    for (offset, text) in &texts {
-        events.push(*offset, Micros(7), at..at + text.len());
-        at += text.len();
-    }
-    Batch { events, voids: Vec::new() }
-}
-
-/// A letter an event: `d`elivered, `r`etry, re`j`ect; or the reason why the sink is unavailable.
-fn letters(answer: Result<Delivery, Unavailable>, events: usize) -> String {
-    match answer.map(|delivery| delivery.outcomes) {
-        Ok(Outcomes::AllDelivered) => "d".repeat(events),
-        Ok(Outcomes::Each(outcomes)) => outcomes
-            .iter()
-            .map(|outcome| match outcome {
-                Outcome::Delivered => 'd',
-                Outcome::Retry { .. } => 'r',
-                Outcome::Reject { .. } => 'j',
-            })
-            .collect(),
-        Err(unavailable) => unavailable.reason,
-    }
+    batch_of(&texts, Micros(7))
 }
 
 async fn delivered(sink: &mut Webhook, offsets: impl IntoIterator<Item = u64>) -> String {
