@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 static atomic_long calls;
@@ -25,6 +26,17 @@ static int is_log(int fd) {
     return strstr(path, "/wal") != NULL;
 }
 
+/* Leaves word of whose call it was that failed. */
+static void tell_whose(void) {
+    const char *path = getenv("EIO_WHOSE");
+    char name[16] = "";
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (!file) return;
+    prctl(PR_GET_NAME, name);
+    fputs(name, file);
+    fclose(file);
+}
+
 static int stand_between(const char *name, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     if (!is_log(fd)) return real(fd);
@@ -34,6 +46,7 @@ static int stand_between(const char *name, int fd) {
     while (gate && access(gate, F_OK) == 0) usleep(1000);
     const char *fail = getenv("EIO_FAIL");
     if (call == number("EIO_AT") || (fail && access(fail, F_OK) == 0)) {
+        tell_whose();
         errno = EIO;
         return -1;
     }
