@@ -7,6 +7,7 @@ mod eio;
 mod failures;
 mod faults;
 mod harness;
+mod hostile;
 mod kill;
 mod power;
 mod sdk;
