@@ -15,9 +15,11 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+mod copy;
 mod real;
 pub mod simulated;
 
+pub use copy::{copy_bytes, copy_file, link_or_copy};
 pub use real::RealDisk;
 pub use simulated::SimulatedDisk;
 
@@ -44,6 +46,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Renames a file over another one, atomically as POSIX says.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name; fails with [`io::ErrorKind::AlreadyExists`] when `to` exists, and with
+    /// [`io::ErrorKind::CrossesDevices`] or another error where the file systems cannot. What is written
+    /// through either name shows under both, so only files that never change again may be linked.
+    /// Durable only after [`Disk::sync_dir`].
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file's name. Open handles stay usable.
     fn remove(&self, path: &Path) -> io::Result<()>;

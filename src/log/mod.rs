@@ -80,10 +80,12 @@
 //! * [`recover`]: the only way to open; follows rules R1–R10 (`docs/RELIABILITY.md`) and returns
 //!   a report of what it found. Reads headers of sealed segments and scans only the last one, so its
 //!   time does not grow with the backlog.
+//! * [`Log::copy_to`]: a copy of the log in another directory, as a crash would have left it.
 //! * [`OfflineReader`]: reads the records of a log that another process has open, or nobody.
 //! * [`inspect`]: the same scan, read-only, for `wal inspect` and `wal verify`.
 
 mod catalog;
+mod copy;
 mod cursor;
 mod error;
 pub mod frame;
@@ -105,6 +107,7 @@ mod writer;
 
 use std::path::PathBuf;
 
+pub use copy::Copied;
 pub use error::{AppendError, LogError, NoRoom, ReadError};
 pub use handle::{Log, Usage};
 pub use offline::OfflineReader;

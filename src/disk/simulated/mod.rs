@@ -42,7 +42,7 @@
 //! # Operations
 //!
 //! Every call that can change something durable is an **operation** and has a running number,
-//! starting at 1: creating a directory, creating, renaming, replacing and removing a file, a write,
+//! starting at 1: creating a directory, creating, linking, renaming, replacing and removing a file, a write,
 //! a change of length, both syncs. [`SimulatedDisk::stop_at`] takes the power away *during* one of
 //! them. [`SimulatedDisk::record`] keeps the state after every one of them, so that one run of a
 //! script gives every crash point: the state in the midst of operation n is covered by the state
@@ -506,6 +506,17 @@ impl Disk for SimulatedDisk {
                 return Err(io::ErrorKind::IsADirectory.into());
             }
             inner.rename(from.clone(), to.clone())
+        })
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (tidy(from), tidy(to));
+        let describe = || format!("link {} as {}", from.display(), to.display());
+        self.operate(describe, |inner, _| {
+            let entry = Entry::File(inner.state.file(&from)?);
+            inner.vacant(&to)?;
+            inner.state.change_names(NameChange::Add { path: to.clone(), entry });
+            Ok(())
         })
     }
 

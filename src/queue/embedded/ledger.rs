@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::event::Micros;
 use crate::log::frame::{self, Record as Frame};
-use crate::log::{AppendError, Log, LogError, ReadError, Step, Stock, Writer};
+use crate::log::{AppendError, Chunk, Log, LogError, ReadError, Step, Stock, Writer};
 use crate::queue::QueueError;
 
 use super::codec::{self, Checkpoint, Record};
@@ -83,23 +83,31 @@ impl Memory {
 
 /// Reads what the ledger holds. Records that cannot be read are left out, which costs a redelivery
 /// at most: an earlier checkpoint stands then. Returns how many were left out.
-pub(super) fn replay(log: &Log) -> Result<(Memory, u64), ReadError> {
+pub(super) fn replay_log(log: &Log) -> Result<(Memory, u64), ReadError> {
+    let mut reader = log.reader(log.first_offset());
+    replay(|records, bytes| reader.read(records, bytes))
+}
+
+/// The same of whatever `read` gives, the next run of at most so many records and bytes each time, until
+/// it gives none.
+pub(super) fn replay(
+    mut read: impl FnMut(usize, usize) -> Result<Chunk, ReadError>,
+) -> Result<(Memory, u64), ReadError> {
     let blank = || Memory { is_blank: true, ..Memory::default() };
     let mut memory = blank();
     let mut snapshot: Option<(Memory, u64)> = None;
     let mut left_out = 0;
-    let mut reader = log.reader(log.first_offset());
     loop {
-        let chunk = reader.read(REPLAY_RECORDS, REPLAY_BYTES)?;
+        let chunk = read(REPLAY_RECORDS, REPLAY_BYTES)?;
         if chunk.range.is_empty() {
             return Ok((memory, left_out));
         }
         left_out += chunk.damage.iter().map(|d| d.lost.end.saturating_sub(d.lost.start)).sum::<u64>();
-        for read in &chunk.records {
-            let record = match codec::decode(chunk.bytes(read)) {
+        for at in &chunk.records {
+            let record = match codec::decode(chunk.bytes(at)) {
                 Ok(record) => record,
                 Err(error) => {
-                    tracing::error!(offset = read.offset, %error, "a ledger record cannot be used");
+                    tracing::error!(offset = at.offset, %error, "a ledger record cannot be used");
                     left_out += 1;
                     continue;
                 }
@@ -190,18 +198,24 @@ impl Ledger {
     }
 
     /// One round: settles rows of the failure table, writes what changed, compacts, prepares a spare,
-    /// feeds the ring, frees segments. `true` when there is more to do at once.
+    /// feeds the ring, frees segments. `true` when there is more to do at once. What a copy of the files
+    /// holds stays as it is.
     pub fn step(&mut self) -> Result<bool, QueueError> {
         let shared = Arc::clone(&self.shared);
+        let round = shared.hold.round();
         let table_failed = |error: LogError| latch(&shared, format!("the failure table: {error}"));
         let mut more = self.table.settle().map_err(table_failed)?;
-        self.write_changes()?;
+        self.write_changes(round.may_change_ledger())?;
         // Only what a durable checkpoint counts may be given up, so this comes after it.
-        if !self.gone_changed {
+        if !self.gone_changed && round.may_change_ledger() {
             more |= self.table.clean().map_err(table_failed)?;
         }
-        more |= self.feed.step();
-        self.release();
+        if round.may_change_ledger() {
+            more |= self.feed.step();
+        }
+        if round.may_release_events() {
+            self.release();
+        }
         Ok(more)
     }
 
@@ -214,7 +228,7 @@ impl Ledger {
         self.writer.close().map_err(|error| failed(&shared, &error))
     }
 
-    fn write_changes(&mut self) -> Result<(), QueueError> {
+    fn write_changes(&mut self, may_compact: bool) -> Result<(), QueueError> {
         let work = {
             let state = self.shared.state();
             state.is_dirty().then(|| state.work(&self.shared.infos, self.shared.log.durable_end(), false))
@@ -229,7 +243,7 @@ impl Ledger {
             self.tell_blocked(!written);
         }
         self.restock();
-        if self.log.usage().segments > 1 || self.gone_changed {
+        if may_compact && (self.log.usage().segments > 1 || self.gone_changed) {
             self.compact()?;
             self.restock();
         }

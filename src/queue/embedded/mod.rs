@@ -19,6 +19,7 @@
 //! | `commit` | group commit | a task of the ingest runtime |
 //! | `codec`, `ledger` | records of progress, compaction, freeing | a thread |
 //! | `ring`, `feed` | the durable side of `dedupe` | the ledger's |
+//! | `copy`, `hold` | a copy of all files while the queue works | the caller's |
 //! | `open` | recovery of it all | the caller's |
 //!
 //! Every part is a plain object with synchronous steps; the daemon only puts threads around them, and
@@ -28,9 +29,11 @@
 mod claims;
 mod codec;
 mod commit;
+mod copy;
 mod dedupe;
 mod failures;
 mod feed;
+mod hold;
 mod ledger;
 mod onlooker;
 mod open;
@@ -56,6 +59,7 @@ use super::{
 };
 
 pub use commit::{Committed, Committer};
+pub use copy::{Copied, CopyError};
 pub use ledger::{Clock, Ledger};
 pub use onlooker::{FailuresOnDisk, known_durable};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};

@@ -100,7 +100,7 @@ pub fn open(
 
     let ledger = log::recover(disk.clone(), ledger_options(config), 0, share(&entropy), now)
         .map_err(OpenError::Ledger)?;
-    let (memory, left_out) = ledger::replay(&ledger.log).map_err(OpenError::Replay)?;
+    let (memory, left_out) = ledger::replay_log(&ledger.log).map_err(OpenError::Replay)?;
     let is_damaged = left_out > 0 || !ledger.report.damage.is_empty();
 
     let ring = open_ring(&*disk, config);
@@ -129,6 +129,7 @@ pub fn open(
     let resumes = state.sinks.iter().map(resume).collect();
     let fixed = Fixed {
         log: wal.log,
+        ledger: ledger.log.clone(),
         failures: failures.log,
         room,
         clock: Arc::clone(&clock),

@@ -18,6 +18,7 @@ use crate::log::{Chunk, Log, NoRoom, Reader};
 use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
+use super::hold::Hold;
 use super::ledger::Clock;
 use super::ranges::RangeSet;
 use super::rows::Rows;
@@ -36,8 +37,12 @@ const MAX_REDRIVES: usize = 8;
 pub(super) struct Shared {
     /// The event log.
     pub log: Log,
+    /// The ledger's log.
+    pub ledger: Log,
     /// The failure table's log.
     pub failures: Log,
+    /// What must not be freed for now.
+    pub hold: Hold,
     /// What the failure table has room for.
     pub room: TableRoom,
     /// Tells the time.
@@ -68,6 +73,7 @@ pub(super) struct Shared {
 /// What a [`Shared`] is made of.
 pub(super) struct Fixed {
     pub log: Log,
+    pub ledger: Log,
     pub failures: Log,
     pub room: TableRoom,
     pub clock: Clock,
@@ -206,10 +212,12 @@ pub(super) struct Work {
 
 impl Shared {
     pub fn new(fixed: Fixed, state: State) -> Self {
-        let Fixed { log, failures, room, clock, infos, max_waiting_bytes } = fixed;
+        let Fixed { log, ledger, failures, room, clock, infos, max_waiting_bytes } = fixed;
         Self {
             log,
+            ledger,
             failures,
+            hold: Hold::default(),
             room,
             clock,
             redrive_permits: Semaphore::new(MAX_REDRIVES),

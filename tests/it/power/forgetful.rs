@@ -56,6 +56,10 @@ impl Disk for Forgetful {
         self.disk.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.disk.replace(from, to)
     }

@@ -1,6 +1,7 @@
 //! What the queue promises, driven step by step on a simulated disk with tiny segments.
 
 mod behaviour;
+mod copy;
 mod crash;
 mod failures;
 mod failures_crash;
