@@ -18,6 +18,7 @@ mod drain;
 mod lock;
 mod notify;
 mod signals;
+mod snapshot;
 mod stopped;
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use tokio::time::Instant;
 use crate::config::{Config, ConfigError, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
-use crate::http::{self, App, Limits, Listener};
+use crate::http::{self, App, Limits, Listener, Services};
 use crate::log::LogError;
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
@@ -49,6 +50,7 @@ pub use stopped::StoppedQueue;
 use builder::Serving;
 use drain::Drain;
 use lock::Lock;
+use snapshot::Snapshots;
 use vigil::{Ended, Vigil, Watch};
 
 /// Why the daemon ended other than by an orderly stop.
@@ -165,6 +167,8 @@ fn run(
     let stop_http = ingest.commit_for(committer, &mut vigil)?;
 
     // Serve, until a signal or bad news.
+    let snapshots = Snapshots::new(config, &disk, &queue);
+    app.offer(Services { snapshot: Box::new(move |dir| snapshots.take(&dir)) });
     app.serving(queue.clone());
     notify::ready();
     tracing::info!(

@@ -8,6 +8,7 @@ mod export;
 mod failures;
 mod offline;
 mod send;
+mod snapshot;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -144,6 +145,9 @@ enum Verb {
   eventflow status
   eventflow status --url http://10.0.0.5:8080 --json | jq .sinks")]
     Status(client::StatusArgs),
+    /// Copy the data directory of a running daemon into another one, consistently
+    #[command(after_help = snapshot::EXAMPLES)]
+    Snapshot(snapshot::SnapshotArgs),
     /// Look at what sinks did not take, try it again, or give it up
     #[command(subcommand, after_help = failures::EXAMPLES)]
     Failures(failures::FailuresVerb),
@@ -219,6 +223,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Send(args) => send::send(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Status(args) => client::status(&args),
+        Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),
         Verb::Completions { shell } => {

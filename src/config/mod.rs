@@ -42,6 +42,8 @@ pub struct Config {
     pub failures: Failures,
     /// The orderly stop.
     pub shutdown: Shutdown,
+    /// Copies of the data directory.
+    pub snapshot: Snapshot,
     /// The sinks in order; never empty.
     pub sinks: Vec<SinkConfig>,
     /// Logs.
@@ -140,6 +142,13 @@ impl Config {
 pub struct Shutdown {
     /// How long batches under way may take to finish.
     pub drain_timeout: Duration,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// How long nothing is freed for a snapshot that is being taken; one that takes longer fails.
+    pub max_hold: Duration,
 }
 
 /// `[telemetry]`

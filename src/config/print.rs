@@ -13,7 +13,7 @@ use super::{
 
 /// The whole configuration.
 pub(super) fn print(config: &Config) -> String {
-    let Config { data_dir, http, wal, ledger, failures, shutdown, sinks, telemetry } = config;
+    let Config { data_dir, http, wal, ledger, failures, shutdown, snapshot, sinks, telemetry } = config;
     let mut out = String::new();
     let o = &mut out;
     text(o, "data_dir", &path(data_dir));
@@ -49,6 +49,8 @@ pub(super) fn print(config: &Config) -> String {
     text(o, "budget", &show_size(failures.budget_bytes));
     section(o, "[shutdown]");
     text(o, "drain_timeout", &show_duration(shutdown.drain_timeout));
+    section(o, "[snapshot]");
+    text(o, "max_hold", &show_duration(snapshot.max_hold));
     section(o, "[telemetry]");
     text(o, "level", &telemetry.level);
     text(o, "format", if telemetry.format == LogFormat::Json { "json" } else { "text" });

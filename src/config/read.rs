@@ -10,7 +10,7 @@ use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
     Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode, Pattern, Retry,
-    Shutdown, SinkConfig, SinkKind, Telemetry, Wal, exec, webhook,
+    Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Wal, exec, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -37,6 +37,7 @@ pub(super) fn read(mut settings: Settings) -> Result<Config, ConfigError> {
         ledger: section(&mut settings, "ledger", ledger),
         failures: section(&mut settings, "failures", failures),
         shutdown: section(&mut settings, "shutdown", shutdown),
+        snapshot: section(&mut settings, "snapshot", snapshot),
         telemetry: section(&mut settings, "telemetry", telemetry),
         sinks: sinks(&mut settings),
     };
@@ -177,6 +178,10 @@ fn failures(s: &mut Section) -> Failures {
 
 fn shutdown(s: &mut Section) -> Shutdown {
     Shutdown { drain_timeout: s.duration("drain_timeout", Duration::ZERO..=HOUR).unwrap_or(30 * SECOND) }
+}
+
+fn snapshot(s: &mut Section) -> Snapshot {
+    Snapshot { max_hold: s.duration("max_hold", SECOND..=HOUR).unwrap_or(120 * SECOND) }
 }
 
 fn telemetry(s: &mut Section) -> Telemetry {

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
-use super::Error;
+use super::{Error, snapshot};
 
 /// Held as long as the daemon runs.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) struct Lock {
 impl Lock {
     /// Takes the lock on an existing directory, or says who has it.
     pub(super) fn take(dir: &Path) -> Result<Lock, Error> {
+        snapshot::refuse_incomplete(dir)?;
         let path = dir.join("lock");
         let failed = |error: io::Error| Error::DataDir { dir: dir.to_owned(), reason: error.to_string() };
         let directory = File::open(dir).map_err(failed)?;

@@ -14,7 +14,12 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// Copies the first `len` bytes of an open file into a new one at `to`, and syncs them. Fails when the
 /// file holds less.
-pub fn copy_bytes(disk: &dyn Disk, from: &dyn DiskFile, to: &Path, len: u64) -> io::Result<Box<dyn DiskFile>> {
+pub fn copy_bytes(
+    disk: &dyn Disk,
+    from: &dyn DiskFile,
+    to: &Path,
+    len: u64,
+) -> io::Result<Box<dyn DiskFile>> {
     let copy = disk.create(to)?;
     let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(len).unwrap_or(CHUNK_BYTES))];
     let mut at = 0;
@@ -92,7 +97,10 @@ mod tests {
         let whole = disk.read_file(&path("a")).unwrap();
         assert_eq!(link_or_copy(&disk, &path("a"), &path("b")).unwrap(), 0);
         disk.sync_dir(Path::new("/d")).unwrap();
-        assert_eq!(link_or_copy(&disk, &path("a"), &path("b")).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            link_or_copy(&disk, &path("a"), &path("b")).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         disk.remove(&path("a")).unwrap();
         disk.sync_dir(Path::new("/d")).unwrap();
         assert_eq!(disk.power_loss(Policy::Keep, 0).read_file(&path("b")).unwrap(), whole);

@@ -23,6 +23,7 @@ use crate::queue::{Lookup, Refusal, SinkId, SinkStatus, Status};
 
 use super::failures;
 use super::problem::{Answer, Problem, Slug};
+use super::snapshot;
 use super::{App, State};
 
 /// What the handlers share.
@@ -58,6 +59,7 @@ pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
         .route("/v1/events/{offset}", get(event))
         .route("/v1/sinks/{name}/pause", post(pause))
         .route("/v1/sinks/{name}/resume", post(resume))
+        .route("/v1/snapshot", post(snapshot::take))
         .merge(failures::routes())
         .fallback(|| async { Problem::new(Slug::NotFound, "nothing has this address") })
         .method_not_allowed_fallback(|method: Method| async move {

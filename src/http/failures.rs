@@ -47,7 +47,7 @@ pub(super) fn routes() -> Router<Shared> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BodyRead;
 
-fn malformed(detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
+pub(super) fn malformed(detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
     Problem::new(Slug::Malformed, detail)
 }
 
@@ -267,7 +267,7 @@ async fn change(shared: &Shared, body: Body, action: Redrive) -> Answered {
 }
 
 /// The whole body, if it is small and comes in time.
-async fn read(body: Body, within: Duration) -> Result<bytes::Bytes, Problem> {
+pub(super) async fn read(body: Body, within: Duration) -> Result<bytes::Bytes, Problem> {
     match timeout(within, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         // The only other reason is a client that broke off, which hears of nothing.

@@ -26,6 +26,7 @@ mod failures;
 mod ingest;
 mod listener;
 mod problem;
+mod snapshot;
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -54,6 +55,7 @@ use connection::{Clock, Deadlines};
 use decode::EventLimits;
 pub use listener::{Listener, Stream};
 use problem::{Problem, Slug};
+pub use snapshot::{Snapshot, SnapshotError, TakeSnapshot};
 
 /// Where the process stands. It only goes forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,11 +83,18 @@ impl State {
     }
 }
 
+/// What operators can ask for that only the daemon around the edge can do.
+pub struct Services {
+    /// Copies the data directory.
+    pub snapshot: Box<TakeSnapshot>,
+}
+
 /// What the edge knows of the process around it. Shared by the daemon and every request.
 pub struct App {
     started: Instant,
     state: AtomicU8,
     queue: OnceLock<Arc<dyn Queue>>,
+    services: OnceLock<Arc<Services>>,
     ops: Handle,
     /// Requests to the hot route between their header and their answer.
     under_way: AtomicUsize,
@@ -99,6 +108,7 @@ impl App {
             started: Instant::now(),
             state: AtomicU8::new(State::Recovering as u8),
             queue: OnceLock::new(),
+            services: OnceLock::new(),
             ops,
             under_way: AtomicUsize::new(0),
             none_under_way: Notify::new(),
@@ -110,6 +120,12 @@ impl App {
         if self.queue.set(queue).is_ok() {
             self.advance(State::Serving);
         }
+    }
+
+    /// Requests for these services are answered from now on. Only the first call counts.
+    pub fn offer(&self, services: Services) {
+        // A second offer changes nothing.
+        let _ = self.services.set(Arc::new(services));
     }
 
     /// New requests are refused from now on; see [`App::requests_finished`].
@@ -169,6 +185,11 @@ impl App {
             State::Draining => Err(Refusal::ShuttingDown.into()),
             State::Failed => Err(Refusal::StorageFailed.into()),
         }
+    }
+
+    /// What the daemon does for operators.
+    fn services(&self) -> Result<&Arc<Services>, Problem> {
+        self.services.get().ok_or_else(|| Problem::new(Slug::Recovering, "the log is being recovered"))
     }
 
     /// The queue, in every state in which there is one.

@@ -29,6 +29,8 @@ pub enum Slug {
     Released,
     /// This address does not know the method.
     MethodNotAllowed,
+    /// What is there already stands in the way.
+    Conflict,
     /// The body did not arrive in time.
     RequestTimeout,
     /// The body or one event is over its limit.
@@ -61,6 +63,7 @@ impl Slug {
             Slug::MethodNotAllowed => {
                 ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
             }
+            Slug::Conflict => ("conflict", StatusCode::CONFLICT, "Conflict"),
             Slug::RequestTimeout => ("request-timeout", StatusCode::REQUEST_TIMEOUT, "Request timeout"),
             Slug::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "Too large"),
             Slug::UnsupportedMediaType => {

@@ -18,8 +18,9 @@ mod tests;
 pub mod webhook;
 
 use std::future::Future;
+use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,6 +131,43 @@ pub struct Resume {
     pub token: Option<Vec<u8>>,
     /// The offset of the first event the sink will be given.
     pub next_offset: u64,
+}
+
+/// What a sink keeps on this machine's disk, copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopiedFiles {
+    /// Files in the copy.
+    pub files: u64,
+    /// Bytes that had to be copied; the others have a second name only.
+    pub bytes: u64,
+}
+
+/// What of a sink belongs into a copy of its data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing: it keeps no files.
+    Nothing,
+    /// Files in the data directory, which were copied.
+    Copied(CopiedFiles),
+    /// Files outside of the data directory, which were not.
+    Elsewhere(PathBuf),
+}
+
+/// Copies what a sink keeps in the data directory `from` into `to`, as its checkpoint speaks of it. The
+/// sink may go on meanwhile. Blocks on the disk.
+pub fn copy_files(
+    disk: &dyn Disk,
+    config: &SinkConfig,
+    from: &Path,
+    to: &Path,
+    resume: &Resume,
+) -> io::Result<Kept> {
+    let SinkKind::JsonFile { path, .. } = &config.kind else { return Ok(Kept::Nothing) };
+    let root = from.join(path);
+    match root.strip_prefix(from) {
+        Ok(inside) => Ok(Kept::Copied(json_file::copy_to(disk, &root, &to.join(inside), resume)?)),
+        Err(_) => Ok(Kept::Elsewhere(root)),
+    }
 }
 
 /// Opens the sink that `config` describes, where its last checkpoint left it. The registry: a new

@@ -11,6 +11,7 @@ mod hostile;
 mod kill;
 mod power;
 mod sdk;
+mod snapshot;
 mod stop;
 mod tidy;
 mod webhook;

@@ -38,6 +38,7 @@
 //! its first one. Age goes by the times of acceptance and not by a clock, so it survives restarts; a
 //! clock that jumps back a little keeps the file, so that events around midnight make no heap of files.
 
+mod copy;
 pub mod layout;
 mod position;
 mod recover;
@@ -57,7 +58,9 @@ use crate::event::{StoredEvent, write_archive_line};
 use self::layout::{Day, Piece, relative_path};
 use self::position::{FilePosition, Position, TAIL_BYTES};
 use self::recover::{Changed, OpenFile, Suspect};
-use super::{Batch, DeliverFuture, Delivery, Outcomes, Resume, Sink, SinkError, Unavailable};
+use super::{Batch, CopiedFiles, DeliverFuture, Delivery, Outcomes, Resume, Sink, SinkError, Unavailable};
+
+pub use self::copy::copy_to;
 
 /// Where and how an archive is written.
 #[derive(Debug, Clone)]

@@ -5,6 +5,8 @@
 //! promises is kept here too: a checkpoint is made of a finished delivery, may lag behind it, never goes
 //! back once durable, and everything from its offset on is delivered again.
 
+mod copy;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::task::{Context, Poll, Waker};
