@@ -6,6 +6,7 @@ mod documents;
 mod eio;
 mod failures;
 mod faults;
+mod full_disk;
 mod harness;
 mod hostile;
 mod kill;
