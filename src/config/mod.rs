@@ -122,6 +122,10 @@ const FAILURE_ROW_BYTES: u64 = 8192;
 pub struct Failures {
     /// Most bytes the failure table takes on disk.
     pub budget_bytes: u64,
+    /// Memory for the cache of its index.
+    pub index_cache_bytes: u64,
+    /// The index is set aside when opening it, or any one use of it, takes longer.
+    pub index_deadline: Duration,
 }
 
 impl Config {

@@ -47,6 +47,8 @@ pub(super) fn print(config: &Config) -> String {
     text(o, "checkpoint_interval", &show_duration(ledger.checkpoint_interval));
     section(o, "[failures]");
     text(o, "budget", &show_size(failures.budget_bytes));
+    text(o, "index_cache", &show_size(failures.index_cache_bytes));
+    text(o, "index_deadline", &show_duration(failures.index_deadline));
     section(o, "[shutdown]");
     text(o, "drain_timeout", &show_duration(shutdown.drain_timeout));
     section(o, "[snapshot]");

@@ -173,7 +173,11 @@ fn whole_pages(s: &mut Section, key: &str, bytes: u64) {
 }
 
 fn failures(s: &mut Section) -> Failures {
-    Failures { budget_bytes: s.size("budget", MIB..=TIB).unwrap_or(256 * MIB) }
+    Failures {
+        budget_bytes: s.size("budget", MIB..=TIB).unwrap_or(256 * MIB),
+        index_cache_bytes: s.size("index_cache", MIB..=GIB).unwrap_or(8 * MIB),
+        index_deadline: s.duration("index_deadline", 100 * MS..=60 * SECOND).unwrap_or(5 * SECOND),
+    }
 }
 
 fn shutdown(s: &mut Section) -> Shutdown {

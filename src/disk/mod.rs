@@ -60,6 +60,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// directory that was created or synced through this `Disk` before.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Whether its paths are those of the machine, so that a library may open files there by itself.
+    fn is_native(&self) -> bool {
+        false
+    }
+
     /// Bytes an unprivileged process can still allocate on the file system that holds `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }

@@ -70,6 +70,10 @@ impl RealDisk {
 }
 
 impl Disk for RealDisk {
+    fn is_native(&self) -> bool {
+        true
+    }
+
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut missing = Vec::new();
         let mut deepest = dir;

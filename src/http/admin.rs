@@ -109,6 +109,7 @@ struct StatusAnswer<'a> {
     uptime_seconds: f64,
     state: &'static str,
     wal: WalAnswer,
+    failures: FailuresAnswer,
     sinks: Vec<SinkAnswer<'a>>,
 }
 
@@ -121,6 +122,11 @@ struct WalAnswer {
     segments: u64,
     voids: u64,
     damaged_ranges: u64,
+}
+
+#[derive(Serialize)]
+struct FailuresAnswer {
+    index_rebuilds: u64,
 }
 
 #[derive(Serialize)]
@@ -177,6 +183,7 @@ async fn status(FromState(shared): FromState<Shared>) -> Answered {
             voids: now.voids,
             damaged_ranges: now.damaged_ranges,
         },
+        failures: FailuresAnswer { index_rebuilds: now.index_rebuilds },
         sinks: now.sinks.iter().map(SinkAnswer::from).collect(),
     })
 }

@@ -103,6 +103,7 @@ impl Queue for Memory {
 
     fn status(&self) -> Status {
         Status {
+            index_rebuilds: 0,
             first_offset: 1,
             next_offset: 3,
             wal_bytes: 4,

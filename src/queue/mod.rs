@@ -357,6 +357,8 @@ pub struct Status {
     pub voids: u64,
     /// Damaged ranges found since the data directory was made.
     pub damaged_ranges: u64,
+    /// Times since the start that the failure table's index was set aside or missing, and built anew.
+    pub index_rebuilds: u64,
     /// Why an append would be refused now, if it would.
     pub refusing: Option<Refusal>,
     /// Each sink, in configured order.

@@ -1,5 +1,5 @@
-//! The records of the ledger and of the failure table, and their bytes. Pure; the only module that names
-//! bincode.
+//! The records of the ledger, of the failure table and of its index, and their bytes. Pure; the only module
+//! that names bincode.
 //!
 //! ```text
 //! record   0  1  version of the encoding: 1
@@ -15,6 +15,7 @@
 //! error value, and the caller goes on without the record.
 
 use bincode::Options;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
@@ -154,6 +155,42 @@ pub struct Findings {
     pub damaged_ranges: u64,
 }
 
+/// What the index keeps of a row: where its records are, how it stands, and what filters ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Indexed {
+    /// Place of the record with its event.
+    pub place: u64,
+    /// Place of the record with its last failure.
+    pub told: u64,
+    /// Given up.
+    pub is_dead: bool,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When it is tried again, microseconds since the Unix epoch.
+    pub due_at: i64,
+    /// Length of the record with its event.
+    pub bytes: u32,
+    /// When it failed last.
+    pub last_failed_at: i64,
+    /// Why it failed last.
+    pub reason: String,
+    /// The event's `type`, unless it is long.
+    pub kind: Option<String>,
+}
+
+/// How far the index is, and what it must hold to be believed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexMark {
+    /// It holds what the failure table's log says below this place.
+    pub applied: u64,
+    /// Place and digest of the last record it has read: whether this is still the same log.
+    pub anchor: Option<(u64, u128)>,
+    /// Rows in it.
+    pub rows: u64,
+    /// Sum of the digests of its entries.
+    pub sum: u128,
+}
+
 /// A record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -169,9 +206,9 @@ fn options() -> impl Options {
     bincode::DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(MAX_RECORD_BYTES)
 }
 
-/// The record's bytes. An error means a record larger than [`MAX_RECORD_BYTES`], which its bounded
+/// A record's bytes. An error means a record larger than [`MAX_RECORD_BYTES`], which its bounded
 /// parts do not allow.
-pub fn encode(record: &Record) -> Result<Vec<u8>, String> {
+pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, String> {
     let mut bytes = vec![VERSION];
     options().serialize_into(&mut bytes, record).map_err(|e| e.to_string())?;
     Ok(bytes)
@@ -179,8 +216,7 @@ pub fn encode(record: &Record) -> Result<Vec<u8>, String> {
 
 /// The bytes of a record of the failure table, `text` behind it.
 pub fn encode_row(record: &RowRecord, text: &[u8]) -> Result<Vec<u8>, String> {
-    let mut bytes = vec![VERSION];
-    options().serialize_into(&mut bytes, record).map_err(|e| e.to_string())?;
+    let mut bytes = encode(record)?;
     bytes.extend_from_slice(text);
     Ok(bytes)
 }
@@ -205,7 +241,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<(RowRecord, &[u8]), DecodeError> {
 }
 
 /// The record with these bytes.
-pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     match bytes.split_first() {
         Some((&VERSION, rest)) => {
             options().deserialize(rest).map_err(|e| DecodeError::Malformed(e.to_string()))
@@ -284,8 +320,54 @@ mod tests {
         for (record, golden) in samples().iter().zip(golden) {
             let bytes = encode(record).unwrap();
             assert_eq!(hex(&bytes), golden, "{record:?}");
-            assert_eq!(&decode(&bytes).unwrap(), record);
+            assert_eq!(&decode::<Record>(&bytes).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn the_bytes_of_the_index_stay_what_they_are() {
+        let entry = Indexed {
+            place: 1,
+            told: 2,
+            is_dead: true,
+            attempts: 3,
+            due_at: 4,
+            bytes: 5,
+            last_failed_at: 6,
+            reason: "r".to_owned(),
+            kind: Some("k".to_owned()),
+        };
+        let golden = concat!(
+            "01",
+            "0100000000000000",
+            "0200000000000000",
+            "01",
+            "03000000",
+            "0400000000000000",
+            "05000000",
+            "0600000000000000",
+            "0100000000000000",
+            "72",
+            "01",
+            "0100000000000000",
+            "6b"
+        );
+        let bytes = encode(&entry).unwrap();
+        assert_eq!(hex(&bytes), golden);
+        assert_eq!(decode::<Indexed>(&bytes).unwrap(), entry);
+        let mark = IndexMark { applied: 1, anchor: Some((2, 3)), rows: 4, sum: 5 };
+        let wide = |number: u8| format!("{number:02x}{}", "00".repeat(15));
+        let golden = format!(
+            "01{}01{}{}{}{}",
+            "0100000000000000",
+            "0200000000000000",
+            wide(3),
+            "0400000000000000",
+            wide(5)
+        );
+        let bytes = encode(&mark).unwrap();
+        assert_eq!(hex(&bytes), golden);
+        assert_eq!(decode::<IndexMark>(&bytes).unwrap(), mark);
     }
 
     fn row_samples() -> Vec<(RowRecord, &'static [u8])> {
@@ -368,18 +450,18 @@ mod tests {
         for record in samples() {
             let bytes = encode(&record).unwrap();
             for end in 0..bytes.len() {
-                assert!(decode(&bytes[..end]).is_err(), "{record:?} cut at {end}");
+                assert!(decode::<Record>(&bytes[..end]).is_err(), "{record:?} cut at {end}");
             }
             let longer = [&bytes[..], &[0]].concat();
-            assert!(decode(&longer).is_err(), "a byte too many");
+            assert!(decode::<Record>(&longer).is_err(), "a byte too many");
         }
-        assert!(matches!(decode(&[2, 3, 0, 0, 0]), Err(DecodeError::Version(2))));
+        assert!(matches!(decode::<Record>(&[2, 3, 0, 0, 0]), Err(DecodeError::Version(2))));
     }
 
     #[test]
     fn a_length_that_lies_allocates_nothing() {
         let mut bytes = encode(&Record::Paused { sink: "c".to_owned(), paused: true }).unwrap();
         bytes[5..13].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(matches!(decode(&bytes), Err(DecodeError::Malformed(_))));
+        assert!(matches!(decode::<Record>(&bytes), Err(DecodeError::Malformed(_))));
     }
 }

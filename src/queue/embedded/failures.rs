@@ -4,6 +4,7 @@
 //! A row may move while it is read, because cleaning tells it again elsewhere; then it is looked up
 //! anew. A row whose record is damaged is given up, told, and counted as dropped.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use crate::queue::{
     FailedEvent, FailurePage, FailureQuery, FailureRow, QueueError, Redrive, RowState, Selection, SinkId,
 };
 
-use super::codec::{self, End, Row as RowHead, RowRecord};
+use super::codec::{self, End, Indexed, Row as RowHead, RowRecord};
 use super::read_failed;
 use super::rows::Row;
 use super::settle::{self, Settling};
@@ -23,8 +24,11 @@ use super::table::told;
 
 /// Most rows a page has.
 const MAX_PAGE_ROWS: usize = 1000;
-/// Rows one page looks at while a filter finds nothing.
-const MAX_LOOKED_AT: usize = 10_000;
+/// Effort of one page while a filter finds nothing: looking at a row in memory and in the index, and
+/// reading one from the disk.
+const MAX_EFFORT: usize = 50_000;
+const LOOK_EFFORT: usize = 1;
+const READ_EFFORT: usize = 10;
 /// Times a row is looked up anew because it moved.
 const MAX_MOVES: usize = 8;
 
@@ -40,26 +44,30 @@ pub(super) struct Found {
 /// A page of rows.
 pub(super) fn page(shared: &Shared, query: &FailureQuery) -> Result<FailurePage, QueueError> {
     let limit = query.limit.clamp(1, MAX_PAGE_ROWS);
+    let at_once = if asks_for_text(query) { MAX_PAGE_ROWS } else { limit };
     let mut page = FailurePage::default();
     let mut reader = shared.failures.reader(0);
-    let mut looked_at = 0;
+    let mut effort = 0;
     let mut after = query.after;
     loop {
         // One part at a time, so that the lock is never held for long.
-        let part = next_rows(shared, query, after, limit);
+        let part = next_rows(shared, query, after, at_once);
+        let indexed = look_up_all(shared, query, &part);
         let Some((last, _)) = part.last() else {
             page.next = None;
             return Ok(page);
         };
         after = Some(*last);
         for ((sink, offset), row) in part {
-            looked_at += 1;
-            let wanted = query.state.is_none_or(|state| state == state_of(&row));
+            let known = indexed.get(&(sink, offset));
+            let wanted = query.state.is_none_or(|state| state == state_of(&row))
+                && known.is_none_or(|known| may_match(query, &row, known));
+            effort += if wanted { READ_EFFORT } else { LOOK_EFFORT };
             let found = if wanted { find(shared, &mut reader, sink, offset)? } else { None };
             if let Some(row) = found.map(|found| describe(sink, &found)).filter(|row| matches(query, row)) {
                 page.rows.push(row);
             }
-            if page.rows.len() >= limit || looked_at >= MAX_LOOKED_AT {
+            if page.rows.len() >= limit || effort >= MAX_EFFORT {
                 let next = Some((sink, offset));
                 page.next = next.filter(|_| !next_rows(shared, query, next, 1).is_empty());
                 return Ok(page);
@@ -81,6 +89,38 @@ fn next_rows(shared: &Shared, query: &FailureQuery, after: Option<Key>, limit: u
         progress.rows.after(from).map(move |(offset, row)| ((id, offset), *row))
     });
     rows.take(limit).collect()
+}
+
+/// Whether a filter asks for what only a row's records say.
+fn asks_for_text(query: &FailureQuery) -> bool {
+    query.event_type.is_some()
+        || query.error_contains.is_some()
+        || query.failed_from.is_some()
+        || query.failed_to.is_some()
+}
+
+/// What the index says about some rows, where that saves reading them.
+fn look_up_all(shared: &Shared, query: &FailureQuery, part: &[(Key, Row)]) -> BTreeMap<Key, Indexed> {
+    let mut indexed = BTreeMap::new();
+    if !asks_for_text(query) {
+        return indexed;
+    }
+    for of_sink in part.chunk_by(|((a, _), _), ((b, _), _)| a == b) {
+        let (Some(((sink, from), _)), Some(((_, to), _))) = (of_sink.first(), of_sink.last()) else {
+            continue;
+        };
+        let name = &shared.infos[usize::from(sink.0)].name;
+        indexed
+            .extend(shared.index.entries(name, *from, *to).into_iter().map(|(o, entry)| ((*sink, o), entry)));
+    }
+    indexed
+}
+
+/// Whether a row must be read to know if a filter wants it. The index is believed only about the very
+/// records that the row has now: they never change.
+fn may_match(query: &FailureQuery, row: &Row, known: &Indexed) -> bool {
+    (known.place, known.told) != (row.place, row.told)
+        || known.kind.as_ref().is_none_or(|kind| is_wanted(query, kind, &known.reason, known.last_failed_at))
 }
 
 /// One row with its event.
@@ -225,8 +265,12 @@ pub(super) fn describe(sink: SinkId, found: &Found) -> FailureRow {
 
 pub(super) fn matches(query: &FailureQuery, row: &FailureRow) -> bool {
     query.state.is_none_or(|state| state == row.state)
-        && query.event_type.as_ref().is_none_or(|glob| glob.is_match(&row.kind))
-        && query.error_contains.as_ref().is_none_or(|text| row.error.contains(text))
-        && query.failed_from.is_none_or(|from| row.last_failed_at >= from)
-        && query.failed_to.is_none_or(|to| row.last_failed_at < to)
+        && is_wanted(query, &row.kind, &row.error, row.last_failed_at.0)
+}
+
+fn is_wanted(query: &FailureQuery, kind: &str, error: &str, last_failed_at: i64) -> bool {
+    query.event_type.as_ref().is_none_or(|glob| glob.is_match(kind))
+        && query.error_contains.as_ref().is_none_or(|text| error.contains(text))
+        && query.failed_from.is_none_or(|from| last_failed_at >= from.0)
+        && query.failed_to.is_none_or(|to| last_failed_at < to.0)
 }

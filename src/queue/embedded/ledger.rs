@@ -104,7 +104,7 @@ pub(super) fn replay(
         }
         left_out += chunk.damage.iter().map(|d| d.lost.end.saturating_sub(d.lost.start)).sum::<u64>();
         for at in &chunk.records {
-            let record = match codec::decode(chunk.bytes(at)) {
+            let record: Record = match codec::decode(chunk.bytes(at)) {
                 Ok(record) => record,
                 Err(error) => {
                     tracing::error!(offset = at.offset, %error, "a ledger record cannot be used");
@@ -208,6 +208,9 @@ impl Ledger {
         self.write_changes(round.may_change_ledger())?;
         // Only what a durable checkpoint counts may be given up, so this comes after it.
         if !self.gone_changed && round.may_change_ledger() {
+            if let Some(end) = self.table.counted_end() {
+                shared.index.follow(end);
+            }
             more |= self.table.clean().map_err(table_failed)?;
         }
         if round.may_change_ledger() {
@@ -225,6 +228,7 @@ impl Ledger {
         while self.step()? && self.table.is_busy() {}
         let shared = Arc::clone(&self.shared);
         self.table.close().map_err(|error| latch(&shared, format!("the failure table: {error}")))?;
+        shared.index.close();
         self.writer.close().map_err(|error| failed(&shared, &error))
     }
 

@@ -15,6 +15,7 @@
 //! | `claims`, `settle` | handing events out, and what becomes of them | the worker's |
 //! | `table` | records of failed events: written, kept, cleaned | the ledger's |
 //! | `failures` | looking into the failure table | the caller's |
+//! | `index` | what a start and a filter would else read all of the table's log for | a thread of its own |
 //! | `dedupe` | which tags were accepted lately; pure | the committer's |
 //! | `commit` | group commit | a task of the ingest runtime |
 //! | `codec`, `ledger` | records of progress, compaction, freeing | a thread |
@@ -34,6 +35,7 @@ mod dedupe;
 mod failures;
 mod feed;
 mod hold;
+mod index;
 mod ledger;
 mod onlooker;
 mod open;
@@ -282,6 +284,7 @@ impl Queue for EmbeddedQueue {
             segments: usage.segments,
             voids: state.voids.overlap(first_offset..durable_end.max(first_offset)),
             damaged_ranges: state.damaged_ranges + state.harmless_damage,
+            index_rebuilds: shared.index.rebuilds(),
             refusing,
             sinks: sink_status(&shared.infos, &state, durable_end),
         }

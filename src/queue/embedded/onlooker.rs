@@ -69,7 +69,7 @@ fn read(disk: &dyn Disk, dir: &Path, note: &mut impl FnMut(Record)) -> Result<()
         chunk
             .records
             .iter()
-            .filter_map(|record| codec::decode(chunk.bytes(record)).ok())
+            .filter_map(|record| codec::decode::<Record>(chunk.bytes(record)).ok())
             .for_each(&mut *note);
     }
 }

@@ -25,6 +25,7 @@ use super::codec::{Checkpoint, Record};
 use super::commit::Committer;
 use super::dedupe::Dedupe;
 use super::feed::Feed;
+use super::index::{Index, Place};
 use super::ledger::{self, Clock, Ledger, Memory, Parts};
 use super::ranges::RangeSet;
 use super::ring::{self, Ring};
@@ -95,6 +96,19 @@ pub fn open(
     entropy: Entropy,
     clock: Clock,
 ) -> Result<Opened, OpenError> {
+    let index = disk.is_native().then(|| Place::of(config));
+    open_with(disk, config, sinks, entropy, clock, index)
+}
+
+/// The same, with the failure table's index in a place of its own or nowhere.
+pub(super) fn open_with(
+    disk: Arc<dyn Disk>,
+    config: &Config,
+    sinks: Vec<SinkInfo>,
+    entropy: Entropy,
+    clock: Clock,
+    index: Option<Place>,
+) -> Result<Opened, OpenError> {
     let entropy = Arc::new(Mutex::new(entropy));
     let now = clock().0;
 
@@ -114,13 +128,11 @@ pub fn open(
     let mut feed = Feed::new(disk.clone(), ledger_dir, config.wal.dedupe_window, wal.log.clone(), ring);
     feed.step(); // makes a ring where there is none of this window; the rest follows in the background
 
-    let rows_known = memory.checkpoints.values().map(|checkpoint| checkpoint.rows_end).max().unwrap_or(0);
     let options = failures_options(config);
     let segments = options.budget_bytes / options.segment_bytes;
     let room = table_room(config, &options, &sinks);
-    let failures =
-        log::recover(disk, options, rows_known, share(&entropy), now).map_err(OpenError::Failures)?;
-    let mut told = table::replay(&failures.log, &memory.checkpoints).map_err(OpenError::ReplayRows)?;
+    let (failures, index, mut told) =
+        open_table(disk, options, &memory, index, is_damaged, share(&entropy), now)?;
     let rows_end = failures.log.next_offset();
 
     let mut state = restore(&memory, &wal, &sinks, &mut told, rows_end, is_damaged);
@@ -131,6 +143,7 @@ pub fn open(
         log: wal.log,
         ledger: ledger.log.clone(),
         failures: failures.log,
+        index,
         room,
         clock: Arc::clone(&clock),
         infos: sinks,
@@ -164,6 +177,26 @@ pub fn open(
         wal_report: wal.report,
         ledger_report: ledger.report,
     })
+}
+
+/// Opens the failure table's log and its index: what they hold of each sink.
+fn open_table(
+    disk: Arc<dyn Disk>,
+    options: log::Options,
+    memory: &Memory,
+    index: Option<Place>,
+    is_damaged: bool,
+    entropy: Entropy,
+    now: i64,
+) -> Result<(Recovered, Index, BTreeMap<String, Told>), OpenError> {
+    let rows_known = memory.checkpoints.values().map(|checkpoint| checkpoint.rows_end).max().unwrap_or(0);
+    let failures = log::recover(disk, options, rows_known, entropy, now).map_err(OpenError::Failures)?;
+    let (index, seed) = Index::open(index, failures.log.clone());
+    // Damage is to be found now, by reading everything, and not when a row is asked for.
+    let seed = seed.filter(|_| !is_damaged && failures.report.damage.is_empty());
+    let told =
+        table::recall(&failures.log, &memory.checkpoints, &index, seed).map_err(OpenError::ReplayRows)?;
+    Ok((failures, index, told))
 }
 
 /// Where the event log is and what it may take; `wal inspect` and `wal verify` use the same.

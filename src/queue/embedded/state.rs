@@ -19,6 +19,7 @@ use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
 use super::hold::Hold;
+use super::index::Index;
 use super::ledger::Clock;
 use super::ranges::RangeSet;
 use super::rows::Rows;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub failures: Log,
     /// What must not be freed for now.
     pub hold: Hold,
+    /// The index over it.
+    pub index: Index,
     /// What the failure table has room for.
     pub room: TableRoom,
     /// Tells the time.
@@ -75,6 +78,7 @@ pub(super) struct Fixed {
     pub log: Log,
     pub ledger: Log,
     pub failures: Log,
+    pub index: Index,
     pub room: TableRoom,
     pub clock: Clock,
     pub infos: Vec<SinkInfo>,
@@ -212,12 +216,13 @@ pub(super) struct Work {
 
 impl Shared {
     pub fn new(fixed: Fixed, state: State) -> Self {
-        let Fixed { log, ledger, failures, room, clock, infos, max_waiting_bytes } = fixed;
+        let Fixed { log, ledger, failures, index, room, clock, infos, max_waiting_bytes } = fixed;
         Self {
             log,
             ledger,
             failures,
             hold: Hold::default(),
+            index,
             room,
             clock,
             redrive_permits: Semaphore::new(MAX_REDRIVES),

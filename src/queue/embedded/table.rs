@@ -23,6 +23,7 @@ use crate::log::{AppendError, Log, LogError, ReadError, Reader, Step, Stock, Wri
 use crate::queue::{Redrive, Selection};
 
 use super::codec::{self, Change, Checkpoint, End, Row as RowHead, RowRecord};
+use super::index::{Index, Seed};
 use super::ledger::Clock;
 use super::rows::{Row, Rows};
 use super::settle::{self, Entry, Settling, Standing, Tally};
@@ -101,7 +102,7 @@ impl Table {
             redrive_rows,
             waiting: VecDeque::new(),
             placed: Vec::new(),
-            applied: 0,
+            applied: 1, // what the opening found
             is_blocked: false,
         }
     }
@@ -175,6 +176,12 @@ impl Table {
         self.log.release_below(end);
         self.restock();
         Ok(true)
+    }
+
+    /// Durable checkpoints count what the log says below this place; `None` while one has yet to say so.
+    pub fn counted_end(&self) -> Option<u64> {
+        let state = self.shared.state();
+        (state.written >= self.applied).then_some(state.rows_end)
     }
 
     /// Whether anything waits to be settled.
@@ -415,14 +422,52 @@ pub(super) struct Told {
     ended: Tally,
 }
 
-/// Reads the whole log of the failure table; `checkpoints` say what is news. Records that cannot be
-/// read are left out.
-pub(super) fn replay(
+/// What the failure table holds: what the index says, and the log from there on. Where the index is not to
+/// be believed, which it hears, or is none, all of the log is read.
+pub(super) fn recall(
     log: &Log,
     checkpoints: &BTreeMap<String, Checkpoint>,
+    index: &Index,
+    seed: Option<Seed>,
 ) -> Result<BTreeMap<String, Told>, ReadError> {
-    let mut sinks: BTreeMap<String, Told> = BTreeMap::new();
-    let mut reader = log.reader(log.first_offset());
+    let Some(Seed { applied, rows }) = seed else {
+        return replay(log, checkpoints, log.first_offset(), BTreeMap::new());
+    };
+    // A ledger that knows less was set back: what is no news to the index is news to it.
+    let newest = checkpoints.values().map(|known| known.rows_end).max();
+    if newest.is_some_and(|newest| newest >= applied) {
+        let of = |rows| Told { rows, ..Told::default() };
+        let seeded = rows.into_iter().map(|(name, rows)| (name, of(rows))).collect();
+        let told = replay(log, checkpoints, applied, seeded)?;
+        if agree(checkpoints, &told, log.first_offset()) {
+            return Ok(told);
+        }
+    }
+    index.distrust("it does not agree with the ledger");
+    replay(log, checkpoints, log.first_offset(), BTreeMap::new())
+}
+
+/// Whether the ledger counts the same rows, and all of them may still be read.
+fn agree(
+    checkpoints: &BTreeMap<String, Checkpoint>,
+    told: &BTreeMap<String, Told>,
+    first_place: u64,
+) -> bool {
+    let known_rows = |name: &String| checkpoints.get(name).map_or(0, |known| known.rows);
+    let counted = told.iter().all(|(name, told)| told.expected(known_rows(name)) == told.rows.len());
+    let held = told.values().flat_map(|told| told.rows.after(None)).all(|(_, row)| row.place >= first_place);
+    counted && held && checkpoints.iter().all(|(name, known)| known.rows == 0 || told.contains_key(name))
+}
+
+/// Reads the log of the failure table from a place on, `sinks` being what it said before; `checkpoints`
+/// say what is news. Records that cannot be read are left out.
+fn replay(
+    log: &Log,
+    checkpoints: &BTreeMap<String, Checkpoint>,
+    from: u64,
+    mut sinks: BTreeMap<String, Told>,
+) -> Result<BTreeMap<String, Told>, ReadError> {
+    let mut reader = log.reader(from);
     loop {
         let chunk = reader.read(READ_RECORDS, READ_BYTES)?;
         if chunk.range.is_empty() {
@@ -486,6 +531,11 @@ impl Told {
         }
     }
 
+    /// How many rows there should be, when a checkpoint knows of so many.
+    fn expected(&self, known: u64) -> u64 {
+        (known + self.parked.len() as u64).saturating_sub(self.ended.total())
+    }
+
     /// The checkpoint with the news in it, up to `rows_end`. Rows that it counts and that are not there
     /// were lost with damage: they count as dropped, and their number is returned.
     pub fn fold(&self, known: &Checkpoint, rows_end: u64) -> (Checkpoint, u64) {
@@ -500,7 +550,7 @@ impl Told {
         next.delivered += self.ended.delivered;
         next.dropped += self.ended.dropped;
         next.skipped += self.ended.skipped;
-        let expected = (known.rows + self.parked.len() as u64).saturating_sub(self.ended.total());
+        let expected = self.expected(known.rows);
         let lost = expected.saturating_sub(self.rows.len());
         next.dropped += lost;
         // More rows than there should be: the record of an end was lost, and the row lives on.

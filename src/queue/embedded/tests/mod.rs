@@ -5,6 +5,7 @@ mod copy;
 mod crash;
 mod failures;
 mod failures_crash;
+mod index;
 mod model;
 mod onlooker;
 
@@ -24,7 +25,9 @@ use crate::queue::{
 };
 use crate::sink::{Batch, Resume};
 
-use super::{Committer, EmbeddedQueue, Ledger, OpenError, Opened, open};
+use super::index::Place;
+use super::open::open_with;
+use super::{Committer, EmbeddedQueue, Ledger, OpenError, Opened};
 
 const ALL: ClaimLimit = ClaimLimit { events: 1000, bytes: 1 << 20 };
 const ARCHIVE: SinkId = SinkId(0);
@@ -85,11 +88,21 @@ struct House {
 
 impl House {
     fn open_with(disk: &SimulatedDisk, config: &Config, sinks: Vec<SinkInfo>) -> Result<Self, OpenError> {
+        Self::open_indexed(disk, config, sinks, None)
+    }
+
+    /// With the failure table's index at a place on the real disk.
+    fn open_indexed(
+        disk: &SimulatedDisk,
+        config: &Config,
+        sinks: Vec<SinkInfo>,
+        index: Option<Place>,
+    ) -> Result<Self, OpenError> {
         let time = Arc::new(AtomicI64::new(1_000));
         let shown = Arc::clone(&time);
         let clock: super::Clock = Arc::new(move || Micros(shown.load(Ordering::Relaxed)));
         let Opened { queue, committer, ledger, stock, resumes, ledger_report, wal_report } =
-            open(Arc::new(disk.clone()), config, sinks, entropy(7), clock)?;
+            open_with(Arc::new(disk.clone()), config, sinks, entropy(7), clock, index)?;
         assert_eq!((ledger_report.foreign, wal_report.foreign), (vec![], vec![]), "files of our own");
         Ok(Self { queue, committer, ledger, stock, resumes, time })
     }
