@@ -9,6 +9,7 @@ mod faults;
 mod full_disk;
 mod harness;
 mod hostile;
+mod index;
 mod kill;
 mod power;
 mod sdk;
