@@ -207,10 +207,9 @@ impl Ledger {
         let mut more = self.table.settle().map_err(table_failed)?;
         self.write_changes(round.may_change_ledger())?;
         // Only what a durable checkpoint counts may be given up, so this comes after it.
+        let counted_end = self.table.counted_end().filter(|_| !self.gone_changed);
+        shared.index.follow(counted_end.unwrap_or(0));
         if !self.gone_changed && round.may_change_ledger() {
-            if let Some(end) = self.table.counted_end() {
-                shared.index.follow(end);
-            }
             more |= self.table.clean().map_err(table_failed)?;
         }
         if round.may_change_ledger() {
