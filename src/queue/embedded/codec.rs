@@ -187,7 +187,7 @@ pub struct IndexMark {
     pub anchor: Option<(u64, u128)>,
     /// Rows in it.
     pub rows: u64,
-    /// Sum of the digests of its entries.
+    /// Sum of the digests of its blocks of rows.
     pub sum: u128,
 }
 

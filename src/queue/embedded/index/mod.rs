@@ -1,7 +1,7 @@
 //! The index over the failure table's log: what a start and a filter would else read all of that log for.
 //!
 //! ```text
-//! row log (the truth) ──► index thread ──► state.sled/     entry: places, standing, last failure, type
+//! row log (the truth) ──► index thread ──► state.sled/     row:   places, standing, last failure, type
 //!        ▲                                    │            mark:  applied, anchor, rows, sum
 //!        │ read from `applied` on             ▼
 //!        └───────── start ◄────────────────  seed
@@ -13,7 +13,7 @@
 //! * It decides nothing and is the only holder of nothing. While the daemon runs, the rows in memory say
 //!   which rows there are; an entry only says that a row need *not* be read, because no filter can match
 //!   it, and it is asked only when its places are the row's.
-//! * A start believes it only when its entries add up to the sum in its mark, when the last record it read
+//! * A start believes it only when its rows add up to the sum in its mark, when the last record it read
 //!   still stands in the row log, when the ledger knows at least as much, and when it agrees with the
 //!   ledger on how many rows each sink has. Else the row log is read whole, as if there were none.
 //! * It runs behind what durable checkpoints count, so what lies below `applied` is news to nobody.

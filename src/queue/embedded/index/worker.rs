@@ -1,7 +1,7 @@
 //! The thread that keeps the index: opens it, looks whether it may be believed, reads the row log behind it.
 //!
 //! ```text
-//! prepare ─► open ─► load: mark, every entry, their sum, the anchor ─► seed, or: set aside, built anew
+//! prepare ─► open ─► load: every block, their sum, the mark, the anchor ─► seed, or: set aside, built anew
 //!                                                   │
 //!                    ┌──────────────────────────────┘
 //!                    └► catch up with the row log ─► sync ─► answer ─► …
@@ -14,6 +14,7 @@
 //! costs a rebuild, and after a few of them the index is left alone until the next start.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::Hasher as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,7 +35,9 @@ use super::{Ask, Common, MAX_ENTRIES, Place, Seed, tell};
 const TICK: Duration = Duration::from_millis(200);
 /// Time between two syncs, while there is something to sync.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
-/// Records and bytes of the row log, and entries of the index, that are read at once.
+/// Rows that share a key at most; so many of the largest still fit into a record.
+const BLOCK_ROWS: u64 = 32;
+/// Records and bytes of the row log, and blocks of the index, that are read at once.
 const READ_RECORDS: usize = 1024;
 const READ_BYTES: usize = 1 << 20;
 /// Longest `type` that is kept; a longer one is looked up in the row log.
@@ -46,20 +49,24 @@ const FIRST: &[u8] = b"\x01";
 /// Above every key.
 const LAST: &[u8] = b"\xff";
 
-/// The key of a sink's row.
-pub(super) fn key(sink: &str, offset: u64) -> Vec<u8> {
+/// Neighbouring rows, with their offsets: what one key holds. A row of its own for each would make sled keep
+/// some hundred bytes about each key, and a start read them one by one.
+type Block = Vec<(u64, Indexed)>;
+
+/// The key of a sink's block.
+fn key(sink: &str, block: u64) -> Vec<u8> {
     let mut key = Vec::with_capacity(sink.len() + 9);
     key.extend_from_slice(sink.as_bytes());
     key.push(0);
-    key.extend_from_slice(&offset.to_be_bytes());
+    key.extend_from_slice(&block.to_be_bytes());
     key
 }
 
-fn read_key(key: &[u8]) -> Option<(&str, u64)> {
-    let (rest, offset) = key.split_last_chunk::<8>()?;
+/// The sink that a key belongs to.
+fn sink_of(key: &[u8]) -> Option<&str> {
+    let (rest, _) = key.split_last_chunk::<8>()?;
     let (zero, name) = rest.split_last()?;
-    let name = std::str::from_utf8(name).ok().filter(|_| *zero == 0)?;
-    Some((name, u64::from_be_bytes(*offset)))
+    std::str::from_utf8(name).ok().filter(|_| *zero == 0)
 }
 
 fn digest(parts: [&[u8]; 2]) -> u128 {
@@ -239,19 +246,19 @@ impl Worker {
         let mut rows: BTreeMap<String, Rows> = BTreeMap::new();
         let mut after = FIRST.to_vec();
         loop {
-            let entries = self.inside(|| store.scan(&after, LAST, READ_RECORDS))?;
-            let Some((last, _)) = entries.last() else { break };
+            let blocks = self.inside(|| store.scan(&after, LAST, READ_RECORDS))?;
+            let Some((last, _)) = blocks.last() else { break };
             after.clone_from(last);
-            for (key, value) in &entries {
-                let (sink, offset) = read_key(key).ok_or("it has a key that is none".to_owned())?;
-                let entry: Indexed = codec::decode(value).map_err(|error| error.to_string())?;
-                found.rows += 1;
+            for (key, value) in &blocks {
+                let sink = sink_of(key).ok_or("it has a key that is none".to_owned())?;
+                let block: Block = codec::decode(value).map_err(|error| error.to_string())?;
+                found.rows += block.len() as u64;
                 found.sum = found.sum.wrapping_add(digest([key, value]));
                 if !rows.contains_key(sink) {
                     rows.insert(sink.to_owned(), Rows::default());
                 }
                 if let Some(rows) = rows.get_mut(sink) {
-                    rows.insert(offset, row(&entry));
+                    block.iter().for_each(|(offset, entry)| rows.insert(*offset, row(entry)));
                 }
             }
         }
@@ -312,7 +319,7 @@ impl Worker {
             }
         };
         let mark = self.inside(|| {
-            let mut batch = Batch { store: &*open.store, mark: open.mark.clone(), changes: BTreeMap::new() };
+            let mut batch = Batch { store: &*open.store, mark: open.mark.clone(), touched: BTreeMap::new() };
             for record in chunk.records.iter().filter(|record| record.offset < until) {
                 let bytes = chunk.bytes(record);
                 let told = digest([bytes, &record.accepted_at_micros.to_le_bytes()]);
@@ -330,12 +337,16 @@ impl Worker {
 
 /// The entries of a sink's rows from one offset to another.
 fn entries(store: &dyn Store, sink: &str, (from, to): (u64, u64)) -> Result<Vec<(u64, Indexed)>, String> {
+    let first = from / BLOCK_ROWS;
+    let after = match first.checked_sub(1) {
+        Some(before) => key(sink, before),
+        None => key(sink, 0)[..sink.len() + 1].to_vec(), // below every key of the sink
+    };
+    let below = key(sink, (to / BLOCK_ROWS).saturating_add(1));
     let mut found = Vec::new();
-    let after = from.checked_sub(1).map_or_else(|| key(sink, 0)[..sink.len() + 1].to_vec(), |o| key(sink, o));
-    let below = [&key(sink, to)[..], &[0]].concat();
-    for (key, value) in store.scan(&after, &below, MAX_ENTRIES)? {
-        let (_, offset) = read_key(&key).ok_or("it has a key that is none")?;
-        found.push((offset, codec::decode(&value).map_err(|error| error.to_string())?));
+    for (_, value) in store.scan(&after, &below, MAX_ENTRIES)? {
+        let block: Block = codec::decode(&value).map_err(|error| error.to_string())?;
+        found.extend(block.into_iter().filter(|(offset, _)| (from..=to).contains(offset)));
     }
     Ok(found)
 }
@@ -349,7 +360,15 @@ fn row(entry: &Indexed) -> Row {
 struct Batch<'a> {
     store: &'a dyn Store,
     mark: IndexMark,
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    touched: BTreeMap<Vec<u8>, Touched>,
+}
+
+/// A block that changes.
+#[derive(Default)]
+struct Touched {
+    /// Its digest and the number of its rows in the mark so far.
+    counted: Option<(u128, u64)>,
+    rows: BTreeMap<u64, Indexed>,
 }
 
 impl Batch<'_> {
@@ -370,48 +389,61 @@ impl Batch<'_> {
                     reason: head.reason,
                     kind: (kind.len() <= MAX_KIND_BYTES).then(|| kind.into_owned()),
                 };
-                self.put(key(&head.sink, head.offset), Some(codec::encode(&entry)?))
+                self.block(&head.sink, head.offset)?.insert(head.offset, entry);
             }
             RowRecord::Changed(change) => {
-                let key = key(&change.sink, change.offset);
-                let Some(old) = self.get(&key)? else { return Ok(()) };
-                let mut entry: Indexed = codec::decode(&old).map_err(|error| error.to_string())?;
+                let block = self.block(&change.sink, change.offset)?;
+                let Some(entry) = block.get_mut(&change.offset) else { return Ok(()) };
                 (entry.is_dead, entry.attempts, entry.due_at) =
                     (change.is_dead, change.attempts, change.due_at);
                 if let Some((at, reason)) = change.failure {
                     (entry.told, entry.last_failed_at, entry.reason) = (place, at, reason);
                 }
-                self.put(key, Some(codec::encode(&entry)?))
             }
-            RowRecord::Gone { sink, offset, .. } => self.put(key(&sink, offset), None),
+            RowRecord::Gone { sink, offset, .. } => {
+                self.block(&sink, offset)?.remove(&offset);
+            }
         }
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        match self.changes.get(key) {
-            Some(changed) => Ok(changed.clone()),
-            None => self.store.get(key),
-        }
-    }
-
-    fn put(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), String> {
-        if let Some(old) = self.get(&key)? {
-            self.mark.rows = self.mark.rows.wrapping_sub(1);
-            self.mark.sum = self.mark.sum.wrapping_sub(digest([&key, &old]));
-        }
-        if let Some(new) = &value {
-            self.mark.rows = self.mark.rows.wrapping_add(1);
-            self.mark.sum = self.mark.sum.wrapping_add(digest([&key, new]));
-        }
-        self.changes.insert(key, value);
         Ok(())
     }
 
+    /// The rows of the block that an offset belongs to, to be changed.
+    fn block(&mut self, sink: &str, offset: u64) -> Result<&mut BTreeMap<u64, Indexed>, String> {
+        let touched = match self.touched.entry(key(sink, offset / BLOCK_ROWS)) {
+            Entry::Occupied(touched) => touched.into_mut(),
+            Entry::Vacant(place) => {
+                let mut touched = Touched::default();
+                if let Some(value) = self.store.get(place.key())? {
+                    let block: Block = codec::decode(&value).map_err(|error| error.to_string())?;
+                    touched.counted = Some((digest([place.key(), &value]), block.len() as u64));
+                    touched.rows = block.into_iter().collect();
+                }
+                place.insert(touched)
+            }
+        };
+        Ok(&mut touched.rows)
+    }
+
     /// Writes everything at once; the mark as it stands now.
-    fn finish(self) -> Result<IndexMark, String> {
-        let mark = codec::encode(&self.mark)?;
-        let changes = self.changes.into_iter().chain([(MARK.to_vec(), Some(mark))]);
-        self.store.change(changes.collect())?;
+    fn finish(mut self) -> Result<IndexMark, String> {
+        let mut changes = Vec::with_capacity(self.touched.len() + 1);
+        for (key, Touched { counted, rows }) in self.touched {
+            if let Some((digest, rows)) = counted {
+                self.mark.rows = self.mark.rows.wrapping_sub(rows);
+                self.mark.sum = self.mark.sum.wrapping_sub(digest);
+            }
+            let value = if rows.is_empty() {
+                None
+            } else {
+                self.mark.rows = self.mark.rows.wrapping_add(rows.len() as u64);
+                let value = codec::encode(&rows.into_iter().collect::<Block>())?;
+                self.mark.sum = self.mark.sum.wrapping_add(digest([&key, &value]));
+                Some(value)
+            };
+            changes.push((key, value));
+        }
+        changes.push((MARK.to_vec(), Some(codec::encode(&self.mark)?)));
+        self.store.change(changes)?;
         Ok(self.mark)
     }
 }
