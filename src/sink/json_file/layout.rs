@@ -68,6 +68,21 @@ pub struct ArchiveFile {
     pub path: PathBuf,
 }
 
+impl ArchiveFile {
+    /// The file at `relative` under `root`; `None` when that is no name of an archive's.
+    pub fn at(root: &Path, relative: &Path) -> Option<Self> {
+        let (first_offset, form) = parse_path(relative)?;
+        let parts: Vec<&str> = relative.iter().filter_map(|part| part.to_str()).collect();
+        let [year, month, day, _] = parts[..] else { return None };
+        Some(Self { first_offset, day: Day::from_date(year, month, day)?, form, path: root.join(relative) })
+    }
+}
+
+/// First offset and form, as the last part of a path tells them.
+pub(super) fn parse_path(path: &Path) -> Option<(u64, Form)> {
+    parse_name(path.file_name()?.to_str()?)
+}
+
 /// The path of a file, relative to the archive's directory.
 pub fn relative_path(day: Day, first_offset: u64) -> PathBuf {
     PathBuf::from(format!("{}/events-{first_offset:020}.ndjson", day.dir()))

@@ -38,8 +38,10 @@
 //! its first one. Age goes by the times of acceptance and not by a clock, so it survives restarts; a
 //! clock that jumps back a little keeps the file, so that events around midnight make no heap of files.
 
+pub mod catalog;
 mod copy;
 pub mod layout;
+pub mod manifest;
 mod position;
 mod recover;
 #[cfg(test)]
