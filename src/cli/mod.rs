@@ -129,10 +129,13 @@ enum Verb {
     /// Validate the configuration and print what holds, as TOML that can be fed back in
     #[command(after_help = "Examples:
   eventflow check --config eventflow.toml
-  eventflow check > eventflow.toml      # a file with every default, to start from")]
+  eventflow check --explain > eventflow.toml      # a file with every key and its default, to start from")]
     Check {
         #[command(flatten)]
         config: ConfigArgs,
+        /// Say above each key what it means and what it may be
+        #[arg(long)]
+        explain: bool,
     },
     /// Post events from a file or standard input to a running daemon, one JSON value a line
     #[command(after_help = send::EXAMPLES)]
@@ -216,8 +219,9 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
             daemon::serve(&config)?;
             Ok(Exit::Done)
         }
-        Verb::Check { config } => {
-            print(&config.load(None)?.to_toml())?;
+        Verb::Check { config, explain } => {
+            let config = config.load(None)?;
+            print(&if explain { config.explain() } else { config.to_toml() })?;
             Ok(Exit::Done)
         }
         Verb::Send(args) => send::send(&args),

@@ -6,9 +6,12 @@
 //!
 //! `read` turns settings into a [`Config`] and is the one place where a key's name, default and
 //! range stand; `settings` gathers them from file, environment and flags; `units` spells sizes and
-//! durations; `print` writes a [`Config`] back as TOML.
+//! durations; `print` writes a [`Config`] back as TOML; `keys` says what each key means and how to add
+//! one, and `explain` makes the documents from that.
 
 mod exec;
+mod explain;
+mod keys;
 mod pattern;
 mod print;
 mod read;
@@ -357,6 +360,18 @@ impl Config {
     /// The configuration as TOML that [`Config::load`] reads back into the same configuration.
     pub fn to_toml(&self) -> String {
         print::print(self)
+    }
+
+    /// Like [`Config::to_toml`], with what each key means and may be above it, and examples of the kinds of
+    /// sinks that are not there.
+    pub fn explain(&self) -> String {
+        explain::file(self)
+    }
+
+    /// The keys with default, range and meaning as a table in Markdown: those that only a kind of sink has
+    /// (`webhook`, `exec`), or, for `None`, all others.
+    pub fn table(kind: Option<&str>) -> String {
+        explain::table(kind)
     }
 }
 

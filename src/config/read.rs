@@ -25,6 +25,17 @@ const SMALLEST_SEGMENT: u64 = 8 * KIB;
 
 /// Checks all settings and fills in the defaults.
 pub(super) fn read(mut settings: Settings) -> Result<Config, ConfigError> {
+    let config = gather(&mut settings);
+    let mistakes = settings.finish();
+    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(mistakes)) }
+}
+
+/// Asks for every key there is.
+///
+/// A new key: ask for it here (its default and range are checked nowhere else), print it in `print`,
+/// say in `keys` what it means, and let the documents be written anew:
+/// `UPDATE_DOCUMENTS=1 cargo test --test it documents`.
+pub(super) fn gather(settings: &mut Settings) -> Config {
     let mut root = settings.root();
     let data_dir = root.parsed("data_dir", "it must name a directory", |text| {
         (!text.is_empty()).then(|| PathBuf::from(text))
@@ -32,14 +43,14 @@ pub(super) fn read(mut settings: Settings) -> Result<Config, ConfigError> {
     settings.done(root);
     let config = Config {
         data_dir: data_dir.unwrap_or_else(|| PathBuf::from("eventflow-data")),
-        http: section(&mut settings, "http", http),
-        wal: section(&mut settings, "wal", wal),
-        ledger: section(&mut settings, "ledger", ledger),
-        failures: section(&mut settings, "failures", failures),
-        shutdown: section(&mut settings, "shutdown", shutdown),
-        snapshot: section(&mut settings, "snapshot", snapshot),
-        telemetry: section(&mut settings, "telemetry", telemetry),
-        sinks: sinks(&mut settings),
+        http: section(settings, "http", http),
+        wal: section(settings, "wal", wal),
+        ledger: section(settings, "ledger", ledger),
+        failures: section(settings, "failures", failures),
+        shutdown: section(settings, "shutdown", shutdown),
+        snapshot: section(settings, "snapshot", snapshot),
+        telemetry: section(settings, "telemetry", telemetry),
+        sinks: sinks(settings),
     };
     let least = config.least_failures_budget();
     let may_park = config.sinks.iter().any(|sink| !sink.kind.keeps_order());
@@ -50,8 +61,7 @@ pub(super) fn read(mut settings: Settings) -> Result<Config, ConfigError> {
             show_size(least)
         ));
     }
-    let mistakes = settings.finish();
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(mistakes)) }
+    config
 }
 
 fn section<T>(settings: &mut Settings, name: &'static str, read: impl FnOnce(&mut Section) -> T) -> T {

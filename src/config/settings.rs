@@ -22,7 +22,18 @@ pub(super) struct Settings {
     sinks: Option<Vec<Section>>,
     sink_env: Vec<(String, Setting)>,
     mistakes: Vec<String>,
-    known: Vec<String>,
+    asked: Vec<Asked>,
+}
+
+/// A key that was asked for: the code that reads a key is what makes it known.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// `http.max_body`; of a sink `sink.batch`, whatever its name.
+    pub(super) name: String,
+    /// What it may be, as the code checks it; empty where that takes words.
+    pub(super) range: String,
+    /// Whether this version has it.
+    pub(super) supported: bool,
 }
 
 /// The keys of one table.
@@ -30,7 +41,7 @@ pub(super) struct Settings {
 pub(super) struct Section {
     label: String,
     settings: BTreeMap<String, Setting>,
-    known: Vec<&'static str>,
+    asked: Vec<Asked>,
     mistakes: Vec<String>,
 }
 
@@ -65,7 +76,7 @@ enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::File { name, line } => write!(f, "{name} line {line}"),
+            Origin::File { name, line } => write!(f, "{name}:{line}"),
             Origin::Env(name) => write!(f, "environment variable {name}"),
             Origin::Flag => write!(f, "command line"),
         }
@@ -92,7 +103,7 @@ impl Settings {
             |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
         let document = DeTable::parse(text).map_err(|error| {
             let line = line_of(error.span().map_or(0, |span| span.start));
-            ConfigError::Mistakes(vec![format!("{name} line {line} is not TOML: {}", error.message())])
+            ConfigError::Mistakes(vec![format!("{name}:{line}: this is not TOML: {}", error.message())])
         })?;
         let origin = |at: usize| Origin::File { name: name.to_owned(), line: line_of(at) };
         for (key, value) in document.into_inner() {
@@ -203,10 +214,10 @@ impl Settings {
 
     /// Takes a section back: what nobody asked for in it is unknown.
     pub(super) fn done(&mut self, section: Section) {
-        let Section { label, settings, known, mistakes } = section;
+        let Section { label, settings, asked, mistakes } = section;
         let dotted = |key: &str| if label.is_empty() { key.to_owned() } else { format!("{label}.{key}") };
         self.mistakes.extend(mistakes);
-        self.known.extend(known.iter().map(|key| dotted(key)));
+        self.asked.extend(asked.into_iter().map(|key| Asked { name: dotted(&key.name), ..key }));
         for (key, setting) in settings {
             // Judged in `finish`, once all known names are gathered.
             self.section_mut("").settings.insert(dotted(&key), setting);
@@ -218,20 +229,25 @@ impl Settings {
         self.mistakes.push(sentence);
     }
 
+    /// Every key that was asked for so far, in sections that were taken back.
+    pub(super) fn asked(&self) -> &[Asked] {
+        &self.asked
+    }
+
     /// All mistakes, unknown keys and sections included.
     pub(super) fn finish(mut self) -> Vec<String> {
         let unknown = self.sections.remove("").unwrap_or_default();
         for (key, setting) in unknown.settings {
-            self.mistakes.push(unknown_key(&self.known, &key, &setting.origin));
+            self.mistakes.push(unknown_key(&self.asked, &key, &setting.origin));
         }
         for (name, section) in self.sections {
             match section.settings.iter().next() {
                 Some((key, setting)) => {
                     let key = format!("{name}.{key}");
-                    self.mistakes.push(unknown_key(&self.known, &key, &setting.origin));
+                    self.mistakes.push(unknown_key(&self.asked, &key, &setting.origin));
                 }
                 None => {
-                    let sections = self.known.iter().filter_map(|known| known.split_once('.'));
+                    let sections = self.asked.iter().filter_map(|known| known.name.split_once('.'));
                     let nearest = sections.map(|(section, _)| section);
                     let nearest = nearest.min_by_key(|known| strsim::damerau_levenshtein(known, &name));
                     let nearest = nearest.unwrap_or_default();
@@ -248,13 +264,14 @@ impl Settings {
 }
 
 /// The sentence for a key that does not exist, with the nearest one that does.
-fn unknown_key(known: &[String], key: &str, origin: &Origin) -> String {
+fn unknown_key(known: &[Asked], key: &str, origin: &Origin) -> String {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     // A known key in the wrong table is nearer than any misspelling.
-    let nearest = known
-        .iter()
+    let names = known.iter().map(|known| known.name.as_str());
+    let nearest = names
+        .clone()
         .find(|name| last(name) == last(key))
-        .or_else(|| known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, key)));
+        .or_else(|| names.clone().min_by_key(|name| strsim::damerau_levenshtein(name, key)));
     match nearest {
         Some(name) => format!("{origin}: `{key}` is not a key; did you mean `{name}`?"),
         None => format!("{origin}: `{key}` is not a key"),
@@ -308,8 +325,17 @@ impl Section {
     }
 
     fn take(&mut self, key: &'static str) -> Option<Setting> {
-        self.known.push(key);
+        self.note(key, String::new());
         self.settings.remove(key)
+    }
+
+    /// Notes that a key was asked for, and what it may be.
+    fn note(&mut self, key: &'static str, range: String) {
+        match self.asked.iter_mut().find(|asked| asked.name == key) {
+            Some(asked) if range.is_empty() => asked.supported = true,
+            Some(asked) => asked.range = range,
+            None => self.asked.push(Asked { name: key.to_owned(), range, supported: true }),
+        }
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -419,7 +445,7 @@ impl Section {
     /// Keys (and tables) that only sinks of another type have.
     pub(super) fn only_for(&mut self, kind: &str, keys: &[&'static str]) {
         for key in keys {
-            self.known.push(key);
+            self.note(key, String::new());
             let prefix = format!("{key}.");
             let found = self.take_where(|name| name == *key || name.starts_with(&prefix));
             for (name, Setting { origin, .. }) in found {
@@ -434,6 +460,7 @@ impl Section {
     /// One word of a few.
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        self.note(key, names.join(", "));
         self.parsed(key, &format!("it must be {}", names.join(" or ")), |text| {
             choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
         })
@@ -481,6 +508,7 @@ impl Section {
         from_text: impl Fn(&str) -> Option<T>,
         show: impl Fn(T) -> String,
     ) -> Option<T> {
+        self.note(key, format!("{} – {}", show(*range.start()), show(*range.end())));
         let setting = self.take(key)?;
         let value = match &setting.raw {
             Raw::Integer(number) => u64::try_from(*number).ok().and_then(from_integer),
@@ -510,7 +538,9 @@ impl Section {
     /// A key of the documented configuration that this version does not have yet: nothing but
     /// `harmless` may be set, because anything else would be silently ignored.
     pub(super) fn unsupported(&mut self, key: &'static str, harmless: &str) {
-        let Some(setting) = self.take(key) else { return };
+        let setting = self.take(key);
+        self.asked.iter_mut().filter(|asked| asked.name == key).for_each(|asked| asked.supported = false);
+        let Some(setting) = setting else { return };
         if setting.raw.to_string().trim_matches('"') != harmless {
             let (origin, raw, key) = (&setting.origin, &setting.raw, self.dotted(key));
             self.mistakes.push(format!("{origin}: `{key}` = {raw} is not supported by this version yet"));

@@ -77,11 +77,11 @@ fn what_check_prints_reads_back_the_same() {
 #[test]
 fn mistakes_name_the_key_the_place_and_what_would_be_right() {
     let table: &[(&str, &[&str])] = &[
-        ("[http]\nlistn = \"x\"", &["f.toml line 2", "`http.listn`", "`http.listen`"]),
-        ("listen = \"127.0.0.1:1\"", &["line 1", "did you mean `http.listen`"]),
-        ("[htp]\nlisten = \"127.0.0.1:1\"", &["line 2", "`http.listen`"]),
+        ("[http]\nlistn = \"x\"", &["f.toml:2:", "`http.listn`", "`http.listen`"]),
+        ("listen = \"127.0.0.1:1\"", &["f.toml:1:", "did you mean `http.listen`"]),
+        ("[htp]\nlisten = \"127.0.0.1:1\"", &["f.toml:2:", "`http.listen`"]),
         ("datadir = \"x\"", &["`datadir`", "`data_dir`"]),
-        ("[http]\nmax_body = \"5GiB\"", &["line 2", "`http.max_body`", "5GiB", "1B to 1GiB"]),
+        ("[http]\nmax_body = \"5GiB\"", &["f.toml:2:", "`http.max_body`", "5GiB", "1B to 1GiB"]),
         ("[http]\nmax_connections = 0", &["`http.max_connections` = 0", "1 to 1000000"]),
         ("[http]\nmax_connections = -1", &["-1"]),
         ("[http]\nbody_timeout = 30", &["`http.body_timeout` = 30", "\"30s\""]),
@@ -151,7 +151,7 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
         ("[[sink]]\nname = \"a\"\ntype = \"stdout\"\nworkers = 65", &["`sink.a.workers` = 65", "1 to 64"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { type = \"[\" }",
-            &["line 4", "`sink.a.filter.type`", "glob"],
+            &["f.toml:4:", "`sink.a.filter.type`", "glob"],
         ),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nfilter = { typ = \"x\" }",
@@ -171,10 +171,10 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
             &["`sink.a.retry.exhausted`", "\"record\" or \"drop\""],
         ),
         ("[[sink]]\nname = \"a\"\ntype = \"stdout\"\norder_by = \"subject\"", &["order_by", "not supported"]),
-        ("[http]\nlisten = { a = 1 }", &["line 2", "`http.listen.a`"]),
+        ("[http]\nlisten = { a = 1 }", &["f.toml:2:", "`http.listen.a`"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nbatchh = 1",
-            &["line 4", "`sink.batchh`", "`sink.batch`"],
+            &["f.toml:4:", "`sink.batchh`", "`sink.batch`"],
         ),
         (
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\n[[sink]]\nname = \"a\"\ntype = \"stdout\"",
@@ -189,7 +189,7 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
             &["`sink.a.path`", "of its own"],
         ),
         ("[wall]", &["`[wall]`", "`[wal]`"]),
-        ("[http\n", &["line 1", "not TOML"]),
+        ("[http\n", &["f.toml:1:", "not TOML"]),
         ("[failures]\nbudget = 1", &["`failures.budget`", "1MiB"]),
     ];
     for (text, words) in table {
@@ -366,5 +366,51 @@ fn every_printed_key_is_settable_by_environment_too() {
             let name = format!("EVENTFLOW_{section}{}", key.to_uppercase().replace('.', "__"));
             assert_eq!(from_env(&[(&name, value.trim_matches('"'))]).unwrap(), config, "{name}");
         }
+    }
+}
+
+#[test]
+fn every_key_has_its_words_and_all_words_have_their_key() {
+    let named = |table: &keys::Table, key: &keys::Key| match table.name {
+        "" => key.name.to_owned(),
+        name => format!("{name}.{}", key.name),
+    };
+    let words = keys::TABLES.iter().flat_map(|table| table.keys.iter().map(move |key| (table, key)));
+    let told: Vec<String> = words.clone().map(|(table, key)| named(table, key)).collect();
+    let asked = explain::asked();
+    for key in asked.values().filter(|key| key.supported) {
+        let holds_others = asked.keys().any(|other| other.starts_with(&format!("{}.", key.name)));
+        assert!(told.contains(&key.name) || holds_others, "`{}` has no row in src/config/keys.rs", key.name);
+    }
+    let default = Config::default().explain();
+    for ((table, key), name) in words.zip(&told) {
+        assert!(asked.contains_key(name), "src/config/keys.rs tells of `{name}`, which nobody reads");
+        assert!(!format!("{}{}", key.what, key.range).contains('|'), "`{name}` would break the table");
+        let stands = [format!("\n{} = ", key.name), format!("\n#{} = ", key.name)];
+        assert!(
+            stands.iter().any(|line| default.contains(line))
+                && key.unset.is_empty() == key.example.is_empty(),
+            "`{name}` of `{}` is printed neither by src/config/print.rs nor has it an example",
+            table.kind
+        );
+    }
+}
+
+#[test]
+fn what_is_explained_reads_back_the_same_and_what_stands_behind_a_hash_is_made_of_keys() {
+    let sinks =
+        "[[sink]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://x/\"\nstatus = { 404 = \"retry\" }\n";
+    for config in [Config::default(), from_file(sinks).unwrap()] {
+        assert_eq!(from_file(&config.explain()).unwrap(), config, "{}", config.explain());
+    }
+    let explained = Config::default().explain();
+    let lines = explained.lines().map(|line| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with(' ') => setting,
+        _ => line,
+    });
+    if let Err(mistakes) = from_file(&lines.collect::<Vec<_>>().join("\n")) {
+        // Files that an example names are not there.
+        let other = mistakes.lines().find(|line| !line.contains("cannot be read"));
+        assert_eq!(other, None, "{mistakes}");
     }
 }

@@ -122,7 +122,7 @@ fn wrong_usage_and_wrong_configuration_end_with_2() {
     }
     let said = stderr(&run(&["check", "--config", file]));
     assert!(
-        said.starts_with("eventflow: ") && said.contains("`http.listen`") && said.contains("line 2"),
+        said.starts_with("eventflow: ") && said.contains("`http.listen`") && said.contains(".toml:2:"),
         "{said}"
     );
 }

@@ -1,7 +1,6 @@
 //! The documents against the code: what they list exists, with the defaults they state, and nothing
 //! that exists is missing from them.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use eventflow::config::Config;
@@ -13,87 +12,42 @@ fn root(file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Keys and values of a flat TOML file, as `section.key` → value text.
-fn settings(toml: &str) -> BTreeMap<String, String> {
-    let mut section = String::new();
-    let mut found = BTreeMap::new();
-    for line in toml.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[') {
-            section = format!("{}.", name.trim_matches(['[', ']']));
-        } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
-            found.insert(format!("{section}{key}"), value.to_string());
-        }
+/// Compares a file with what the code says it must be, or writes it anew when asked to.
+fn is_current(file: &str, made: &str) {
+    if root(file) == made {
+        return;
     }
-    found
-}
-
-fn defaults() -> Config {
-    Config::parse("empty", "", Vec::new(), &[]).expect("no configuration at all is fine")
-}
-
-#[test]
-fn the_sample_configuration_states_every_key_with_its_default() {
-    let sample = root("data/eventflow.toml");
-    let parsed = Config::parse("data/eventflow.toml", &sample, Vec::new(), &[]).expect("valid");
-    assert_eq!(parsed, defaults(), "data/eventflow.toml must state the defaults");
-    let (stated, real) = (settings(&sample), settings(&defaults().to_toml()));
-    assert_eq!(
-        stated.keys().collect::<Vec<_>>(),
-        real.keys().collect::<Vec<_>>(),
-        "data/eventflow.toml must state every key and no other"
+    assert!(
+        std::env::var_os("UPDATE_DOCUMENTS").is_some(),
+        "{file} is not what src/config/keys.rs and the code say; write it anew: UPDATE_DOCUMENTS=1 cargo test --test it \
+         documents"
     );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    std::fs::write(&path, made).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// A page with the table between its marks replaced by one made from the code.
+fn with_table(page: &str, of: &str, table: &str) -> String {
+    let (begin, end) =
+        (format!("<!-- keys of {of}: made from src/config/keys.rs -->\n"), "<!-- end of keys -->");
+    let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("the page lacks {begin}"));
+    let (_, after) = rest.split_once(end).expect("the table's end is marked");
+    format!("{before}{begin}{table}{end}{after}")
 }
 
 #[test]
-fn the_configuration_page_lists_every_key_with_its_default() {
+fn the_sample_configuration_is_what_the_code_explains() {
+    is_current("data/eventflow.toml", &Config::default().explain());
+}
+
+#[test]
+fn the_pages_list_every_key_as_the_code_has_it() {
     let page = root("docs/CONFIGURATION.md");
-    let mut listed = BTreeMap::new();
-    for line in page.lines().filter(|l| l.starts_with("| `")) {
-        let cells: Vec<&str> = line.split('|').map(|c| c.trim().trim_matches('`')).collect();
-        listed.insert(cells[1].to_string(), cells[2].to_string());
-    }
-    let off =
-        ["http.webhook_allowed_origin", "sink.filter.type", "sink.filter.source", "sink.filter.subject"];
-    for key in off {
-        listed.remove(key).unwrap_or_else(|| panic!("{key} is off by default, and listed all the same"));
-    }
-    for key in ["sink.name", "sink.type"] {
-        assert_eq!(listed.insert(key.to_string(), "–".to_string()).as_deref(), Some("–"), "{key}");
-    }
-    let mut real = settings(&defaults().to_toml());
-    for key in ["sink.name", "sink.type"] {
-        real.insert(key.to_string(), "–".to_string());
-    }
-    assert_eq!(listed, real, "docs/CONFIGURATION.md (left) against the code (right)");
-}
-
-#[test]
-fn the_page_of_sinks_lists_every_key_that_only_they_have() {
+    let page = with_table(&page, "the file", &Config::table(None));
+    is_current("docs/CONFIGURATION.md", &with_table(&page, "stdout", &Config::table(Some("stdout"))));
     let page = root("docs/SINKS.md");
-    for (kind, needed) in [("webhook", "url = \"https://x/\""), ("exec", "command = [\"x\"]")] {
-        let section = page.split("\n## ").find(|part| part.starts_with(&format!("`{kind}`")));
-        let section = section.unwrap_or_else(|| panic!("a section on {kind}"));
-        let text = format!("[[sink]]\nname = \"a\"\ntype = \"{kind}\"\n{needed}\n");
-        let printed = Config::parse("sink", &text, Vec::new(), &[]).expect("valid").to_toml();
-        let common = settings(&defaults().to_toml());
-        for (key, value) in settings(&printed).into_iter().filter(|(key, _)| key.starts_with("sink.")) {
-            let name = key.trim_start_matches("sink.");
-            let row = section.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
-            match row {
-                Some(row) if !["url", "command"].contains(&name) => {
-                    assert!(
-                        row.contains(&format!("`{value}`")),
-                        "{kind}: {name} is {value}, not as in {row}"
-                    );
-                }
-                Some(_) => {}
-                None => assert!(
-                    common.get(&key) == Some(&value) || ["name", "type", "linger"].contains(&name),
-                    "docs/SINKS.md lacks `{name}` = {value} of {kind}"
-                ),
-            }
-        }
-    }
+    let page = with_table(&page, "a webhook", &Config::table(Some("webhook")));
+    is_current("docs/SINKS.md", &with_table(&page, "an exec sink", &Config::table(Some("exec"))));
 }
 
 #[test]
