@@ -12,6 +12,7 @@
 //! panics included, starts the drain, and the process ends with an error. Failed storage ends it
 //! with code 4 and without the mark of a clean stop, so that the next start recovers from the disk.
 
+mod activation;
 mod builder;
 mod descriptors;
 mod drain;
@@ -47,6 +48,7 @@ use crate::worker::{Availability, Worker};
 pub use builder::{Builder, OpenSink, Running};
 pub use stopped::StoppedQueue;
 
+use activation::Passed;
 use builder::Serving;
 use drain::Drain;
 use lock::Lock;
@@ -84,6 +86,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The service manager passed something that is no socket to listen on.
+    #[error("socket activation: {0}; see the socket unit that starts this service")]
+    Activation(String),
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -97,10 +102,12 @@ pub enum Error {
 
 /// Runs the daemon until a signal stops it.
 pub fn serve(config: &Config) -> Result<(), Error> {
+    // Before any file is opened: what is not open of what should have been passed must not be ours.
+    let passed = Passed::take()?;
     descriptors::raise();
     let operations = operations()?;
     let stop = signals::listen(&operations)?;
-    let ended = run(Builder::new(config.clone()), operations.handle(), stop, |_| {});
+    let ended = run(Builder::new(config.clone()), passed, operations.handle(), stop, |_| {});
     // What does not end by itself (a delivery past its time) ends with the process.
     operations.shutdown_background();
     ended
@@ -117,6 +124,7 @@ fn operations() -> Result<Runtime, Error> {
 /// not be called from a task of `operations`.
 fn run(
     Builder { config, mut own, .. }: Builder,
+    passed: Passed,
     operations: &Handle,
     stop: watch::Receiver<bool>,
     tell: impl FnOnce(Serving),
@@ -131,7 +139,7 @@ fn run(
 
     // Listen: who comes during recovery gets an answer, not a refused connection.
     let app = App::new(operations.clone());
-    let (ingest, url) = Ingest::start(config, app.clone(), &mut vigil)?;
+    let (ingest, url) = Ingest::start(config, passed, app.clone(), &mut vigil)?;
 
     // Recover.
     notify::status("recovering");
@@ -214,7 +222,12 @@ struct Ingest {
 
 impl Ingest {
     /// Binds the listener and starts to answer on a thread of its own; also says where.
-    fn start(config: &Config, app: Arc<App>, vigil: &mut Vigil) -> Result<(Self, String), Error> {
+    fn start(
+        config: &Config,
+        passed: Passed,
+        app: Arc<App>,
+        vigil: &mut Vigil,
+    ) -> Result<(Self, String), Error> {
         // The blocking pool decodes large bodies and commits to slow disks; more threads than that would
         // only crowd the processor.
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(3).build();
@@ -222,13 +235,7 @@ impl Ingest {
             runtime.map_err(|error| Error::Failed(format!("cannot start the ingest runtime: {error}")))?;
         let listener = {
             let _inside = runtime.enter();
-            Listener::bind(&config.http.listen).map_err(|error| Error::Listen {
-                address: match &config.http.listen {
-                    Listen::Tcp(address) => address.to_string(),
-                    Listen::Unix(path) => path.display().to_string(),
-                },
-                reason: error.to_string(),
-            })?
+            listen(config, passed)?
         };
         let url = listener.describe();
         let mut limits = Limits::of(config);
@@ -263,6 +270,29 @@ impl Ingest {
             Ok(()) => Ok(self.stop),
             Err(_) => Err(Error::Failed("the ingest thread ended before it began".to_owned())),
         }
+    }
+}
+
+/// The sockets that were passed, or the one that the configuration names. Must be called inside a runtime.
+fn listen(config: &Config, passed: Passed) -> Result<Listener, Error> {
+    if passed.http.is_empty() {
+        return Listener::bind(&config.http.listen).map_err(|error| Error::Listen {
+            address: match &config.http.listen {
+                Listen::Tcp(address) => address.to_string(),
+                Listen::Unix(path) => path.display().to_string(),
+            },
+            reason: error.to_string(),
+        });
+    }
+    let listener =
+        Listener::adopt(passed.http).map_err(|error| Error::Activation(format!("a socket: {error}")))?;
+    let open = listener.addresses().find(|address| !address.ip().is_loopback());
+    match open.filter(|_| !config.http.allow_anonymous) {
+        Some(address) => Err(Error::Activation(format!(
+            "{address} is reachable from other machines and anyone there could post and read events: set \
+             `http.allow_anonymous = true` if that is meant"
+        ))),
+        None => Ok(listener),
     }
 }
 

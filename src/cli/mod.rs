@@ -79,7 +79,7 @@ impl From<daemon::Error> for Failure {
         let exit = match &error {
             daemon::Error::InUse { .. } => Exit::InUse,
             daemon::Error::StorageFailed(_) => Exit::Storage,
-            daemon::Error::Config(_) => Exit::Usage,
+            daemon::Error::Config(_) | daemon::Error::Activation(_) => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, error)

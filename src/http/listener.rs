@@ -1,21 +1,32 @@
-//! The listening socket: TCP or Unix, accepted the same way.
+//! The listening sockets: TCP or Unix, bound here or passed by systemd, accepted the same way.
 //!
 //! Used by the accept loop alone. Binding fails loudly at start; accepting fails softly, because a
 //! lack of descriptors passes.
 
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::task::{Context, Poll};
 
+use rustix::net::{AddressFamily, getsockname};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::Listen;
 
-/// A socket that takes connections.
+/// Sockets that take connections; at least one.
 #[derive(Debug)]
-pub enum Listener {
-    /// TCP.
+pub struct Listener {
+    sockets: Vec<Socket>,
+    /// Whose turn it is to be asked first, so that a busy socket does not starve the others.
+    turn: usize,
+    is_passed: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpListener),
-    /// A Unix socket.
     Unix(UnixListener),
 }
 
@@ -34,28 +45,83 @@ pub(super) const BACKLOG: u32 = 4096;
 impl Listener {
     /// Binds what the configuration says. Must be called inside a runtime.
     pub fn bind(listen: &Listen) -> io::Result<Self> {
-        match listen {
+        let socket = match listen {
             Listen::Tcp(address) => {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
                 // A restart must not wait for connections of the last run to time out.
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
-                Ok(Self::Tcp(socket.listen(BACKLOG)?))
+                Socket::Tcp(socket.listen(BACKLOG)?)
             }
             Listen::Unix(path) => {
                 remove_stale(path)?;
-                Ok(Self::Unix(UnixListener::bind(path)?))
+                Socket::Unix(UnixListener::bind(path)?)
             }
-        }
+        };
+        Ok(Self { sockets: vec![socket], turn: 0, is_passed: false })
+    }
+
+    /// Takes over sockets that listen already, and that somebody else keeps open when we end. Must be called
+    /// inside a runtime.
+    pub fn adopt(passed: Vec<OwnedFd>) -> io::Result<Self> {
+        let adopt = |socket: OwnedFd| -> io::Result<Socket> {
+            if getsockname(&socket)?.address_family() == AddressFamily::UNIX {
+                let socket = std::os::unix::net::UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                return Ok(Socket::Unix(UnixListener::from_std(socket)?));
+            }
+            let socket = std::net::TcpListener::from(socket);
+            socket.set_nonblocking(true)?;
+            Ok(Socket::Tcp(TcpListener::from_std(socket)?))
+        };
+        let sockets = passed.into_iter().map(adopt).collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { sockets, turn: 0, is_passed: true })
+    }
+
+    /// Whether somebody else keeps the sockets open when we end: then connections may wait in them for
+    /// whoever comes after us.
+    pub(super) fn is_passed(&self) -> bool {
+        self.is_passed
+    }
+
+    /// Its TCP addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.sockets.iter().filter_map(|socket| match socket {
+            Socket::Tcp(socket) => socket.local_addr().ok(),
+            Socket::Unix(_) => None,
+        })
     }
 
     /// Where it listens, for people.
     pub fn describe(&self) -> String {
-        match self {
-            Self::Tcp(listener) => {
-                listener.local_addr().map_or_else(|e| e.to_string(), |a| format!("http://{a}"))
+        let places: Vec<_> = self.sockets.iter().map(Socket::describe).collect();
+        places.join(", ")
+    }
+
+    /// The next connection. Cancel-safe.
+    pub async fn accept(&mut self) -> io::Result<Stream> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        self.turn = self.turn.wrapping_add(1);
+        for at in 0..self.sockets.len() {
+            let at = self.turn.wrapping_add(at) % self.sockets.len();
+            if let Poll::Ready(accepted) = self.sockets[at].poll_accept(cx) {
+                return Poll::Ready(accepted);
             }
-            Self::Unix(listener) => listener
+        }
+        Poll::Pending
+    }
+}
+
+impl Socket {
+    fn describe(&self) -> String {
+        match self {
+            Self::Tcp(socket) => {
+                socket.local_addr().map_or_else(|e| e.to_string(), |a| format!("http://{a}"))
+            }
+            Self::Unix(socket) => socket
                 .local_addr()
                 .ok()
                 .and_then(|a| a.as_pathname().map(|p| format!("unix:{}", p.display())))
@@ -63,18 +129,16 @@ impl Listener {
         }
     }
 
-    /// The next connection.
-    pub async fn accept(&self) -> io::Result<Stream> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+            Self::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| {
                 // An answer is one small write and must not wait for the client's ACK.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY not set");
                 }
-                Ok(Stream::Tcp(stream))
-            }
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+                Stream::Tcp(stream)
+            }),
+            Self::Unix(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| Stream::Unix(stream)),
         }
     }
 }

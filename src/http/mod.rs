@@ -44,7 +44,7 @@ use hyper::{Method, Request, Response};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tower::ServiceExt;
 
 use crate::config::{self, Config};
@@ -99,6 +99,8 @@ pub struct App {
     /// Requests to the hot route between their header and their answer.
     under_way: AtomicUsize,
     none_under_way: Notify,
+    /// Told of every change of `state`.
+    changed: Notify,
 }
 
 impl App {
@@ -112,6 +114,7 @@ impl App {
             ops,
             under_way: AtomicUsize::new(0),
             none_under_way: Notify::new(),
+            changed: Notify::new(),
         })
     }
 
@@ -152,6 +155,19 @@ impl App {
         let before = self.state.fetch_max(to as u8, Ordering::SeqCst);
         if before < to as u8 {
             tracing::info!(state = to.as_str(), "state changed");
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the process stands there, or further on. Cancel-safe.
+    async fn reaches(&self, state: State) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.state() >= state {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -296,11 +312,17 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 /// A refused client gets this long to see its answer (less, if bodies get less).
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long connections wait in a socket that was passed for a recovery to end; then they are told of it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A connection without a request for this long gives up its buffers.
 const PARK: Duration = Duration::from_millis(500);
 
 /// Accepts and serves connections until `shutdown` resolves; then refuses new requests, lets those
 /// under way finish, closes every connection and returns. Dropping the future closes them at once.
+///
+/// In sockets that were passed connections may wait: for a recovery that is short, and from the beginning of
+/// the drain on for whoever gets the sockets next. So a restart is a pause to clients, and no refusal.
 pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: impl Future<Output = ()>) {
     let http = &limits.http;
     let deadlines = Deadlines {
@@ -338,11 +360,21 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Accepting waits for the next sweep; and that was told, which is done once.
     let (mut starved, mut told) = (false, false);
+    let is_passed = listener.as_ref().is_some_and(Listener::is_passed);
+    let recovered = async {
+        if is_passed {
+            _ = timeout(PATIENCE, app.reaches(State::Serving)).await
+        }
+    };
+    let mut recovered = pin!(recovered);
+    let (mut is_open, mut is_left) = (false, false);
     loop {
         tokio::select! {
+            () = &mut recovered, if !is_open => is_open = true,
+            () = app.reaches(State::Draining), if is_passed && !is_left => is_left = true,
             () = &mut shutdown, if listener.is_some() => {
                 app.draining();
-                server.admit_waiting(listener.take()).await;
+                server.admit_waiting(listener.take().filter(|listener| !listener.is_passed())).await;
                 server.finish();
             }
             Some(ended) = server.connections.join_next_with_id() => server.remove(ended),
@@ -350,7 +382,7 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
                 server.sweep();
                 starved = false;
             }
-            accepted = accept(listener.as_ref()), if listener.is_some() && !starved => match accepted {
+            accepted = accept(listener.as_mut()), if listener.is_some() && is_open && !is_left && !starved => match accepted {
                 Ok(stream) => {
                     if std::mem::take(&mut told) {
                         tracing::info!("accepting connections again");
@@ -371,7 +403,7 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
     }
 }
 
-async fn accept(listener: Option<&Listener>) -> io::Result<Stream> {
+async fn accept(listener: Option<&mut Listener>) -> io::Result<Stream> {
     match listener {
         Some(listener) => listener.accept().await,
         None => std::future::pending().await,
@@ -413,7 +445,7 @@ impl Server {
     /// Admits the connections that the kernel has made already, so that they are answered and not
     /// reset when the listener closes behind this.
     async fn admit_waiting(&mut self, listener: Option<Listener>) {
-        let Some(listener) = listener else { return };
+        let Some(mut listener) = listener else { return };
         for _ in 0..listener::BACKLOG {
             let mut accepting = pin!(listener.accept());
             let accepted = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
@@ -445,7 +477,7 @@ impl Server {
                 }
             };
             // Whoever does not take the answer in time goes without.
-            let _ = tokio::time::timeout(TURN_AWAY, answered).await;
+            let _ = timeout(TURN_AWAY, answered).await;
         });
     }
 

@@ -172,8 +172,7 @@ async fn start_recovering(change: impl FnOnce(&mut config::Http)) -> Running {
         (Duration::from_secs(60), Duration::from_secs(60), Duration::from_secs(60));
     change(http);
     let listener = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap();
-    let Listener::Tcp(tcp) = &listener else { unreachable!() };
-    let address = tcp.local_addr().unwrap();
+    let address = listener.addresses().next().unwrap();
     let app = App::new(Handle::current());
     let sink = SinkInfo { name: "archive".into(), kind: "json_file", starts_paused: false, parks: false };
     let queue = Arc::new(Memory { sinks: vec![sink], ..Memory::default() });
@@ -936,10 +935,9 @@ async fn an_idle_connection_gives_up_its_buffers_and_serves_on() {
     let parked = Arc::strong_count(&edge) + 1;
     let long = Duration::from_secs(60);
     let now = Deadlines { header: long, idle: long, body: long, linger: long, park: Duration::ZERO };
-    let (clock, listener) =
+    let (clock, mut listener) =
         (Clock::begin(), Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap());
-    let Listener::Tcp(tcp) = &listener else { unreachable!() };
-    let stream = TcpStream::connect(tcp.local_addr().unwrap()).await.unwrap();
+    let stream = TcpStream::connect(listener.addresses().next().unwrap()).await.unwrap();
     let Stream::Tcp(accepted) = listener.accept().await.unwrap() else { unreachable!() };
     let task = tokio::spawn(connection::serve(accepted, clock.clone(), edge.clone()));
     let mut client = Client { stream, buffer: Vec::new() };
@@ -961,4 +959,17 @@ async fn an_idle_connection_gives_up_its_buffers_and_serves_on() {
     assert_eq!(running.texts().len(), 6);
     drop(client);
     in_time(task).await.unwrap();
+}
+
+#[tokio::test]
+async fn several_sockets_that_were_passed_are_all_accepted_from() {
+    let sockets = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
+    let mut listener = Listener::adopt(sockets.map(Into::into).into()).unwrap();
+    assert_eq!(listener.addresses().collect::<Vec<_>>(), addresses);
+    for address in addresses.into_iter().chain(addresses) {
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let Stream::Tcp(accepted) = listener.accept().await.unwrap() else { unreachable!() };
+        assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
+    }
 }

@@ -1,5 +1,6 @@
 //! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
 
+mod activation;
 mod cli;
 mod corpus;
 mod documents;
