@@ -1,12 +1,16 @@
 //! Logs: where they go and how they look.
 //!
 //! One line per state change, on standard error: text for people, JSON for machines. Colour only on
-//! a terminal; under systemd neither colour nor time, because the journal has its own. Set up once,
-//! before anything else runs; a second set-up (tests) is ignored.
+//! a terminal. Where standard error leads to systemd's journal, text goes there with its fields (`journal`).
+//! Set up once, before anything else runs; a second set-up (tests) is ignored.
+
+mod journal;
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, Telemetry};
 
@@ -14,15 +18,18 @@ use crate::config::{LogFormat, Telemetry};
 pub fn init(config: &Telemetry) {
     // The configuration has checked the filter; should a rule differ, a louder log beats none.
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    // systemd sets this when standard error is a socket of the journal, which keeps the time itself.
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
+    let journal = match config.format {
+        LogFormat::Text if journal::is_where_stderr_leads() => journal::Journal::open().ok(),
+        LogFormat::Text | LogFormat::Json => None,
+    };
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
+    let lines = || tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colour);
+    let registry = tracing_subscriber::registry().with(filter);
     // Fails only when logging is set up already, and then there is nothing to do.
     let _ = match (config.format, journal) {
-        (LogFormat::Json, _) => builder.json().flatten_event(true).try_init().is_ok(),
-        (LogFormat::Text, true) => builder.without_time().with_target(false).try_init().is_ok(),
-        (LogFormat::Text, false) => builder.with_target(false).try_init().is_ok(),
+        (LogFormat::Text, Some(journal)) => registry.with(journal).try_init(),
+        (LogFormat::Text, None) => registry.with(lines().with_target(false)).try_init(),
+        (LogFormat::Json, _) => registry.with(lines().json().flatten_event(true)).try_init(),
     };
     log_panics();
 }

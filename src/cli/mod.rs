@@ -125,6 +125,9 @@ enum Verb {
         /// Where to listen: ADDRESS:PORT or unix:PATH
         #[arg(long, value_name = "ADDR")]
         listen: Option<String>,
+        /// How log lines look: text or json
+        #[arg(long, value_name = "FORMAT")]
+        log_format: Option<String>,
     },
     /// Validate the configuration and print what holds, as TOML that can be fed back in
     #[command(after_help = "Examples:
@@ -181,9 +184,14 @@ struct ConfigArgs {
 impl ConfigArgs {
     /// Flags over environment over file over defaults.
     fn load(&self, listen: Option<String>) -> Result<Config, ConfigError> {
-        let mut flags = Vec::new();
-        flags.extend(self.data_dir.clone().map(|dir| ("data_dir", dir)));
-        flags.extend(listen.map(|address| ("http.listen", address)));
+        self.load_under(&[("http.listen", listen)])
+    }
+
+    /// The same with more flags: dotted keys with what they were set to.
+    fn load_under(&self, more: &[(&'static str, Option<String>)]) -> Result<Config, ConfigError> {
+        let given = [("data_dir", self.data_dir.clone())];
+        let set = given.iter().chain(more).filter_map(|(key, value)| Some((*key, value.clone()?)));
+        let flags: Vec<_> = set.collect();
         // What is not UTF-8 cannot be one of our variables, whose names and values all are.
         let env =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
@@ -213,8 +221,8 @@ pub fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<Exit, Failure> {
     match verb {
-        Verb::Serve { config, listen } => {
-            let config = config.load(listen)?;
+        Verb::Serve { config, listen, log_format } => {
+            let config = config.load_under(&[("http.listen", listen), ("telemetry.format", log_format)])?;
             telemetry::init(&config.telemetry);
             daemon::serve(&config)?;
             Ok(Exit::Done)

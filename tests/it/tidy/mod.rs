@@ -57,6 +57,7 @@ const OWN_FILES: &[(&str, &str)] = &[
     ("src/daemon", "the lock file and the sockets"),
     ("src/queue/embedded/index/store.rs", "the directory of a library that opens its files itself"),
     ("src/http/listener.rs", "the Unix socket it listens on"),
+    ("src/telemetry", "sees where standard error leads"),
     ("src/cli", "files that a user names, and output files"),
 ];
 
