@@ -13,6 +13,7 @@
 //! with code 4 and without the mark of a clean stop, so that the next start recovers from the disk.
 
 mod activation;
+mod alive;
 mod builder;
 mod descriptors;
 mod drain;
@@ -106,7 +107,7 @@ pub fn serve(config: &Config) -> Result<(), Error> {
     let passed = Passed::take()?;
     descriptors::raise();
     let operations = operations()?;
-    let stop = signals::listen(&operations)?;
+    let stop = signals::listen(passed.manager, &operations)?;
     let ended = run(Builder::new(config.clone()), passed, operations.handle(), stop, |_| {});
     // What does not end by itself (a delivery past its time) ends with the process.
     operations.shutdown_background();
@@ -130,8 +131,9 @@ fn run(
     tell: impl FnOnce(Serving),
 ) -> Result<(), Error> {
     let config = &config;
-    let began = Instant::now();
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+    let (began, manager) = (Instant::now(), passed.manager);
+    let real_disk = Arc::new(RealDisk::default());
+    let disk: Arc<dyn Disk> = real_disk.clone();
     let mut vigil = Vigil::new();
 
     // Lock: before anything is read or written.
@@ -142,7 +144,7 @@ fn run(
     let (ingest, url) = Ingest::start(config, passed, app.clone(), &mut vigil)?;
 
     // Recover.
-    notify::status("recovering");
+    let telling = alive::recovering(manager, operations, real_disk);
     let Opened { queue, committer, ledger, stock, resumes, wal_report, .. } =
         open_queue(config, disk.clone())?;
 
@@ -159,6 +161,7 @@ fn run(
                 sink: open_sink(config, sink, &mut own, &disk, resume.clone())?,
                 availability: availability.clone(),
                 stop: workers_stop.clone(),
+                pulse: Arc::default(),
             });
         }
     }
@@ -169,7 +172,9 @@ fn run(
         stock.run();
         Ok(())
     })?;
+    let mut parts: Vec<_> = queue.pulses().map(|(name, pulse)| (name.to_owned(), pulse)).into();
     for (number, worker) in workers.into_iter().enumerate() {
+        parts.push((worker_name(&worker, number), worker.pulse.clone()));
         start_worker(worker, number, operations.clone(), &mut vigil)?;
     }
     let stop_http = ingest.commit_for(committer, &mut vigil)?;
@@ -178,7 +183,9 @@ fn run(
     let snapshots = Snapshots::new(config, &disk, &queue);
     app.offer(Services { snapshot: Box::new(move |dir| snapshots.take(&dir)) });
     app.serving(queue.clone());
-    notify::ready();
+    drop(telling);
+    let telling = alive::serving(manager, operations, parts);
+    manager.ready();
     tracing::info!(
         first_offset = wal_report.first_offset,
         next_offset = wal_report.next_offset,
@@ -190,7 +197,9 @@ fn run(
     let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue));
 
     // Drain.
-    notify::stopping();
+    manager.stopping();
+    drop(telling);
+    let _telling = alive::draining(manager, operations);
     let drain = Drain { app: &app, queue: &queue, stop_workers, stop_http, vigil };
     match trouble {
         None => operations.block_on(drain.in_order(config.shutdown.drain_timeout)),
@@ -344,8 +353,11 @@ fn open_sink(
 
 /// Workers read the log and the archive writes files, so each has a thread of its own.
 fn start_worker(worker: Worker, number: usize, operations: Handle, vigil: &mut Vigil) -> Result<(), Error> {
-    let name = format!("{}{}-{number}", drain::SINK, worker.config.name);
-    vigil.start(&name, move || Ok(operations.block_on(worker.run())?))
+    vigil.start(&worker_name(&worker, number), move || Ok(operations.block_on(worker.run())?))
+}
+
+fn worker_name(worker: &Worker, number: usize) -> String {
+    format!("{}{}-{number}", drain::SINK, worker.config.name)
 }
 
 /// Waits for a signal (`None`) or for something that ended before it was told to.

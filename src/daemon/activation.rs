@@ -12,6 +12,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_type};
 use rustix::net::{AddressFamily, SocketType, getsockname};
 
 use super::Error;
+use super::notify::Manager;
 
 /// A socket of this name is for operators; every other one takes requests, because systemd calls a socket
 /// by its unit when nothing else is said (`FileDescriptorName=`).
@@ -20,11 +21,13 @@ const ADMIN: &str = "admin";
 /// Most sockets that are taken.
 const MOST: u32 = 64;
 
-/// What was passed.
+/// What the service manager gave us: nothing at all, inside another program.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     /// Listening stream sockets for requests; none when the configuration says where to listen.
     pub(super) http: Vec<OwnedFd>,
+    /// Whom to tell how it goes.
+    pub(super) manager: Manager,
 }
 
 impl Passed {
@@ -50,7 +53,7 @@ impl Passed {
             }
             http.push(socket);
         }
-        Ok(Passed { http })
+        Ok(Passed { http, manager: Manager::of_this_process() })
     }
 }
 

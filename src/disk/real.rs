@@ -1,6 +1,6 @@
 //! The file system of the machine.
 //!
-//! Blocks the thread that calls it. Two [`RealDisk`]s are the same disk: the only state is a few open
+//! Blocks the thread that calls it. Two [`RealDisk`]s are the same disk: the only state is a count and a few open
 //! directories, so that a roll of the log can still sync one when connections have used up every
 //! descriptor. Every error of the system is handed up as it came; nothing is retried but an interrupted call, and a
 //! failed sync not even then. Descriptors are close-on-exec (std opens them so); who may read the files
@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
@@ -29,9 +30,20 @@ const OPEN_DIRS: usize = 16;
 pub struct RealDisk {
     /// The most recently used last. Locked for a look or a push, never during a sync.
     dirs: Mutex<Vec<(PathBuf, Arc<File>)>>,
+    /// Bytes read and written so far.
+    moved: Arc<AtomicU64>,
 }
 
 impl RealDisk {
+    /// Bytes read and written through this disk so far.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn file(&self, file: File) -> Box<dyn DiskFile> {
+        Box::new(RealFile { file, moved: Arc::clone(&self.moved) })
+    }
+
     /// The directory, open. Opened anew when another one has taken its name since.
     fn dir(&self, dir: &Path) -> io::Result<Arc<File>> {
         let found = fs::metadata(dir)?; // takes no descriptor
@@ -125,13 +137,13 @@ impl Disk for RealDisk {
         if file.metadata()?.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into()); // opening one for reading succeeds
         }
-        Ok(Box::new(RealFile(file)))
+        Ok(self.file(file))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
-        Ok(Box::new(RealFile(options.open(path)?)))
+        Ok(self.file(options.open(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -183,31 +195,38 @@ fn or_here(dir: &Path) -> &Path {
 
 /// An open file of the machine's file system.
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    moved: Arc<AtomicU64>,
+}
 
 impl DiskFile for RealFile {
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
-        self.0.read_at(buf, position)
+        let read = self.file.read_at(buf, position)?;
+        self.moved.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 
     fn write_all_at(&self, buf: &[u8], position: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, position)
+        self.file.write_all_at(buf, position)?;
+        self.moved.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.blocks().saturating_mul(STAT_BLOCK_BYTES))
+        Ok(self.file.metadata()?.blocks().saturating_mul(STAT_BLOCK_BYTES))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 

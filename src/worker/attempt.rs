@@ -19,12 +19,14 @@ use std::future::Future;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
 use crate::config::SinkConfig;
+use crate::pulse::Pulse;
 use crate::sink::{Batch, Delivery, Outcome, Outcomes, Sink, Unavailable};
 
 /// A sink with what it takes to call it safely.
@@ -32,6 +34,7 @@ pub(super) struct Fenced {
     sink: Box<dyn Sink>,
     config: SinkConfig,
     stop: watch::Receiver<bool>,
+    pulse: Arc<Pulse>,
     /// Calls that broke in a row, over all batches.
     breaks: u32,
 }
@@ -58,8 +61,13 @@ enum Failure {
 }
 
 impl Fenced {
-    pub(super) fn new(sink: Box<dyn Sink>, config: SinkConfig, stop: watch::Receiver<bool>) -> Self {
-        Self { sink, config, stop, breaks: 0 }
+    pub(super) fn new(
+        sink: Box<dyn Sink>,
+        config: SinkConfig,
+        stop: watch::Receiver<bool>,
+        pulse: Arc<Pulse>,
+    ) -> Self {
+        Self { sink, config, stop, pulse, breaks: 0 }
     }
 
     /// Whether the sink breaks on everything, so that it should get single events only.
@@ -149,6 +157,7 @@ impl Fenced {
         let sink = &mut self.sink;
         let attempt = fenced(async move { sink.deliver(batch).await });
         let timeout = self.config.timeout;
+        let _excuse = self.pulse.excuse(timeout);
         let reason = match tokio::time::timeout(timeout, attempt).await {
             Ok(Ok(answer)) => {
                 self.breaks = 0;

@@ -40,6 +40,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::SinkConfig;
 use crate::event::Micros;
+use crate::pulse::Pulse;
 use crate::queue::{Claim, ClaimLimit, Fate, Fates, Origin, Queue, QueueError, Resolution, SinkId};
 use crate::sink::{Batch, Outcome, Outcomes, Sink, Unavailable};
 
@@ -61,6 +62,9 @@ pub struct Worker {
     /// Turns true when the daemon drains: waits are cut short, nothing more is claimed, and a
     /// delivery under way may finish.
     pub stop: watch::Receiver<bool>,
+    /// Whether it still goes round. A delivery is an excuse until its `timeout`; one that goes on beyond it
+    /// blocks the thread, because it cannot be cut short.
+    pub pulse: Arc<Pulse>,
 }
 
 /// A source of random numbers; injected, so that tests decide every wait.
@@ -76,10 +80,10 @@ impl Worker {
     }
 
     async fn run_with(self, entropy: Entropy, clock: Clock) -> Result<(), QueueError> {
-        let Worker { queue, sink_id, config, sink, availability, stop } = self;
-        let sink = Fenced::new(sink, config.clone(), stop.clone());
+        let Worker { queue, sink_id, config, sink, availability, stop, pulse } = self;
+        let sink = Fenced::new(sink, config.clone(), stop.clone(), pulse.clone());
         let most = config.batch as usize;
-        let mut run = Run { queue, sink_id, config, sink, availability, stop, entropy, clock, most };
+        let mut run = Run { queue, sink_id, config, sink, availability, stop, pulse, entropy, clock, most };
         let ended = run.claim_and_deliver().await;
         run.sink.close();
         ended
@@ -94,6 +98,7 @@ struct Run {
     sink: Fenced,
     availability: Arc<Availability>,
     stop: watch::Receiver<bool>,
+    pulse: Arc<Pulse>,
     entropy: Entropy,
     clock: Clock,
     /// Most events of a claim at the moment: fewer than configured after the sink broke on everything.
@@ -109,7 +114,7 @@ impl Run {
                 continue;
             }
             let limit = self.limit();
-            let claim = match queue.claim(self.sink_id, limit).await {
+            let claim = match self.pulse.while_waiting(queue.claim(self.sink_id, limit)).await {
                 Ok(Some(claim)) => claim,
                 Ok(None) => return Ok(()),
                 Err(failed @ QueueError::StorageFailed(_)) => return Err(failed),
@@ -251,10 +256,13 @@ impl Run {
                 std::future::pending::<()>().await;
             }
         };
-        tokio::select! {
-            () = what => {}
-            () = stopped => {}
-        }
+        let either = async {
+            tokio::select! {
+                () = what => {}
+                () = stopped => {}
+            }
+        };
+        self.pulse.while_waiting(either).await;
     }
 }
 

@@ -1,4 +1,4 @@
-/* Stands between the daemon and fdatasync/fsync of its event log: fails the n-th call, takes its time,
+/* Stands between the daemon and fdatasync/fsync of its event log (or of files with EIO_WHAT in their path): fails the n-th call, takes its time,
  * or waits as long as a file is there. Built and preloaded by eio.rs. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,13 +17,14 @@ static long number(const char *name) {
     return text ? atol(text) : 0;
 }
 
-static int is_log(int fd) {
+static int is_meant(int fd) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    return strstr(path, "/wal") != NULL;
+    const char *what = getenv("EIO_WHAT");
+    return strstr(path, what ? what : "/wal") != NULL;
 }
 
 /* Leaves word of whose call it was that failed. */
@@ -39,7 +40,7 @@ static void tell_whose(void) {
 
 static int stand_between(const char *name, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
-    if (!is_log(fd)) return real(fd);
+    if (!is_meant(fd)) return real(fd);
     long call = atomic_fetch_add(&calls, 1) + 1;
     usleep((useconds_t)number("EIO_DELAY_MS") * 1000);
     const char *gate = getenv("EIO_GATE");

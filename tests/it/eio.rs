@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::harness::{Answer, Client, Daemon, TINY, archive, eventflow, eventually};
 
 /// Builds the library; `None` where that cannot be done.
-fn library(dir: &Path) -> Option<PathBuf> {
+pub fn library(dir: &Path) -> Option<PathBuf> {
     let library = dir.join("eio.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/eio.c");
     let built =

@@ -17,4 +17,5 @@ mod sdk;
 mod snapshot;
 mod stop;
 mod tidy;
+mod watchdog;
 mod webhook;

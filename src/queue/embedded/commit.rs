@@ -81,6 +81,7 @@ impl Committer {
         let mut marked = true;
         let mut is_slow = false;
         loop {
+            shared.committer_pulse.beat();
             let (waits, closed) = {
                 let waiting = shared.waiting();
                 (!waiting.appends.is_empty(), waiting.closed)
@@ -92,12 +93,14 @@ impl Committer {
             } else if closed || shared.failed().is_some() {
                 return self.close();
             } else if marked {
-                shared.append_waits.notified().await;
+                shared.committer_pulse.while_waiting(shared.append_waits.notified()).await;
                 continue;
-            } else if tokio::time::timeout(self.idle_marker, shared.append_waits.notified()).await.is_err() {
-                Step::MarkIdle
             } else {
-                continue;
+                let idle = tokio::time::timeout(self.idle_marker, shared.append_waits.notified());
+                match shared.committer_pulse.while_waiting(idle).await {
+                    Ok(()) => continue,
+                    Err(_) => Step::MarkIdle,
+                }
             };
             let began = Instant::now();
             self = if is_slow { self.step_aside(step).await? } else { self.step(step)? };

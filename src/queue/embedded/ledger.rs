@@ -178,6 +178,7 @@ impl Ledger {
     /// Writes and frees until the queue asks it to stop; the body of a thread of its own.
     pub fn run(mut self) -> Result<(), QueueError> {
         loop {
+            self.shared.ledger_pulse.beat();
             let began = Instant::now();
             let more = self.step()?;
             let (stop, urgent) = {
@@ -191,7 +192,9 @@ impl Ledger {
                 return Err(QueueError::StorageFailed(reason));
             }
             if !more && !urgent {
-                self.shared.wait_for_urgency(self.interval.saturating_sub(began.elapsed()));
+                let wait = self.interval.saturating_sub(began.elapsed());
+                let _excuse = self.shared.ledger_pulse.excuse(wait + TICK);
+                self.shared.wait_for_urgency(wait);
                 self.shared.wait_for_work(TICK);
             }
         }

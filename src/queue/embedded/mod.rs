@@ -54,6 +54,7 @@ use std::sync::Arc;
 
 use crate::event::{Micros, NewBatch};
 use crate::log::{ReadError, frame};
+use crate::pulse::Pulse;
 
 use super::{
     Appended, BoxFuture, Claim, ClaimLimit, EventState, FailedEvent, FailurePage, FailureQuery, Lookup,
@@ -97,6 +98,13 @@ impl EmbeddedQueue {
         self.shared.state().stop = true;
         self.shared.wake_ledger();
         self.shared.log.stop_stock();
+    }
+
+    /// The pulses of what must go round for anything to be accepted and finished: [`Committer::run`] and
+    /// [`Ledger::run`], by the names of their threads.
+    pub fn pulses(&self) -> [(&'static str, Arc<Pulse>); 2] {
+        let shared = &self.shared;
+        [("committer", Arc::clone(&shared.committer_pulse)), ("ledger", Arc::clone(&shared.ledger_pulse))]
     }
 
     /// Why the storage has failed, if it has.

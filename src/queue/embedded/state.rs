@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::event::{Micros, NewBatch};
 use crate::log::{Chunk, Log, NoRoom, Reader};
+use crate::pulse::Pulse;
 use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
@@ -64,6 +65,9 @@ pub(super) struct Shared {
     waiting: Mutex<Waiting>,
     /// The committer waits here for an append.
     pub append_waits: Notify,
+    /// Whether the committer still goes round, and whether the ledger does.
+    pub committer_pulse: Arc<Pulse>,
+    pub ledger_pulse: Arc<Pulse>,
     /// Claims wait here for anything but new events.
     pub claimable: Notify,
     /// What recovery found is in the ledger, and the ledger has a spare: events may be taken and
@@ -233,6 +237,8 @@ impl Shared {
             written: watch::Sender::new(0),
             waiting: Mutex::new(Waiting::default()),
             append_waits: Notify::new(),
+            committer_pulse: Arc::default(),
+            ledger_pulse: Arc::default(),
             claimable: Notify::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -259,6 +259,7 @@ fn workers_of_one_sink_share_an_outage_and_every_event_is_delivered_once() {
             sink: Box::new(sink),
             availability: availability.clone(),
             stop: stopped.clone(),
+            pulse: Arc::default(),
         };
         let clock = owner.clone();
         worker.run_with(Box::new(|| u64::MAX), Box::new(move || clock.now()))

@@ -114,6 +114,7 @@ fn play(
             sink: Box::new(sink),
             availability: availability.clone(),
             stop: stopped.clone(),
+            pulse: Arc::default(),
         };
         let clock = owner.clone();
         worker.run_with(Box::new(|| u64::MAX), Box::new(move || clock.now()))

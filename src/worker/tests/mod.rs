@@ -114,6 +114,7 @@ fn run_until(supply: Vec<Supply>, script: Script, config: SinkConfig, time: Opti
         config,
         sink: Box::new(sink),
         stop: stopped,
+        pulse: Arc::default(),
     };
     let clock = owner.clone();
     let (ended, took) = runtime().block_on(async move {
