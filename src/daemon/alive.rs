@@ -22,7 +22,7 @@ use crate::pulse::Pulse;
 
 /// How often a recovery is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// What a recovery gets from the moment on in which it was last seen moving.
+/// What a recovery or a drain gets from the moment on in which it was last seen moving.
 const MORE_TIME: Duration = Duration::from_secs(30);
 
 /// A task that ends with this.
@@ -47,7 +47,7 @@ pub(super) fn recovering(manager: Manager, operations: &Handle, disk: Arc<RealDi
             look.tick().await;
             let before = std::mem::replace(&mut moved, disk.moved_bytes());
             if moved != before {
-                manager.extend_start(MORE_TIME);
+                manager.extend(MORE_TIME);
                 manager.status(&format!("recovering: {} MiB read and written", moved >> 20));
             }
         }
@@ -68,13 +68,13 @@ pub(super) fn serving(manager: Manager, operations: &Handle, parts: Vec<(String,
     Telling(telling.abort_handle())
 }
 
-/// Feeds the watchdog, if there is one, while every step has a deadline anyway.
+/// Tells of a drain: each of its steps has a deadline, so however long it takes in all, it moves.
 pub(super) fn draining(manager: Manager, operations: &Handle) -> Telling {
     let telling = operations.spawn(async move {
-        let Some(patience) = manager.watchdog() else { return };
         loop {
+            manager.extend(MORE_TIME);
             manager.alive();
-            sleep(patience / 4).await;
+            sleep(LOOK).await;
         }
     });
     Telling(telling.abort_handle())

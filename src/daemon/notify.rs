@@ -25,8 +25,8 @@ impl Manager {
         self.send(&[NotifyState::Status(text)]);
     }
 
-    /// The start takes long, and goes on: it has this much more time from now.
-    pub(super) fn extend_start(self, time: Duration) {
+    /// The start or the stop takes long, and goes on: it has this much more time from now.
+    pub(super) fn extend(self, time: Duration) {
         self.send(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
     }
 
