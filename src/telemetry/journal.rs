@@ -142,7 +142,11 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
 
 /// The beginning of a text, whole characters of it.
 fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]
