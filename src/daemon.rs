@@ -150,21 +150,7 @@ fn run(
 
     // Open the sinks, before any thread writes: a sink that cannot be opened leaves nothing running.
     let (stop_workers, workers_stop) = watch::channel(false);
-    let mut workers = Vec::new();
-    for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
-        let availability = Arc::new(Availability::new(sink));
-        for _ in 0..sink.workers {
-            workers.push(Worker {
-                queue: queue.clone(),
-                sink_id: id,
-                config: sink.clone(),
-                sink: open_sink(config, sink, &mut own, &disk, resume.clone())?,
-                availability: availability.clone(),
-                stop: workers_stop.clone(),
-                pulse: Arc::default(),
-            });
-        }
-    }
+    let workers = open_workers(config, &mut own, &disk, &queue, resumes, &workers_stop)?;
 
     // Set everything going; the committer last, so that nothing is accepted before all else stands.
     vigil.start("ledger", move || Ok(ledger.run()?))?;
@@ -201,19 +187,7 @@ fn run(
     drop(telling);
     let _telling = alive::draining(manager, operations);
     let drain = Drain { app: &app, queue: &queue, stop_workers, stop_http, vigil };
-    match trouble {
-        None => operations.block_on(drain.in_order(config.shutdown.drain_timeout)),
-        Some(error @ Error::StorageFailed(_)) => {
-            tracing::error!(%error, "stopping; the next start recovers from the disk");
-            operations.block_on(drain.last_answers());
-            Err(error)
-        }
-        Some(error) => {
-            tracing::error!(%error, "stopping");
-            let drained = operations.block_on(drain.in_order(config.shutdown.drain_timeout));
-            Err(error.or_worse(drained))
-        }
-    }
+    operations.block_on(drain.after(trouble, config.shutdown.drain_timeout))
 }
 
 /// Makes the data directory, durably, and locks it.
@@ -335,6 +309,33 @@ fn storage_error(dir: &Path, kind: io::ErrorKind, reason: &str) -> Error {
         }
         _ => Error::StorageFailed(reason.to_owned()),
     }
+}
+
+/// The workers of every sink, each with an instance of the sink of its own.
+fn open_workers(
+    config: &Config,
+    own: &mut BTreeMap<String, OpenSink>,
+    disk: &Arc<dyn Disk>,
+    queue: &Arc<EmbeddedQueue>,
+    resumes: Vec<Resume>,
+    stop: &watch::Receiver<bool>,
+) -> Result<Vec<Worker>, Error> {
+    let mut workers = Vec::new();
+    for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
+        let availability = Arc::new(Availability::new(sink));
+        for _ in 0..sink.workers {
+            workers.push(Worker {
+                queue: queue.clone(),
+                sink_id: id,
+                config: sink.clone(),
+                sink: open_sink(config, sink, own, disk, resume.clone())?,
+                availability: availability.clone(),
+                stop: stop.clone(),
+                pulse: Arc::default(),
+            });
+        }
+    }
+    Ok(workers)
 }
 
 fn open_sink(

@@ -32,8 +32,24 @@ pub(super) struct Drain<'a> {
 }
 
 impl Drain<'_> {
+    /// Stops after a signal (`None`) or after trouble: in order, unless storage has failed.
+    pub(super) async fn after(self, trouble: Option<Error>, time: Duration) -> Result<(), Error> {
+        match trouble {
+            None => self.in_order(time).await,
+            Some(error @ Error::StorageFailed(_)) => {
+                tracing::error!(%error, "stopping; the next start recovers from the disk");
+                self.last_answers().await;
+                Err(error)
+            }
+            Some(error) => {
+                tracing::error!(%error, "stopping");
+                Err(error.or_worse(self.in_order(time).await))
+            }
+        }
+    }
+
     /// Stops in order. What is under way has until `time` is over.
-    pub(super) async fn in_order(mut self, time: Duration) -> Result<(), Error> {
+    async fn in_order(mut self, time: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + time;
         // 503 to new requests, and nothing more is claimed.
         self.app.draining();
@@ -66,7 +82,7 @@ impl Drain<'_> {
     }
 
     /// Storage has failed: whoever waits hears so, and nothing more is written.
-    pub(super) async fn last_answers(mut self) {
+    async fn last_answers(mut self) {
         self.app.failed();
         self.stop_workers.send_replace(true);
         let answered = timeout(LAST_ANSWERS, self.app.requests_finished()).await;

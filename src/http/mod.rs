@@ -324,39 +324,11 @@ const PARK: Duration = Duration::from_millis(500);
 /// In sockets that were passed connections may wait: for a recovery that is short, and from the beginning of
 /// the drain on for whoever gets the sockets next. So a restart is a pause to clients, and no refusal.
 pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: impl Future<Output = ()>) {
-    let http = &limits.http;
-    let deadlines = Deadlines {
-        header: http.header_timeout,
-        idle: http.idle_timeout,
-        body: http.body_timeout,
-        park: PARK.min(http.idle_timeout / 4),
-        linger: LINGER.min(http.body_timeout),
-    };
-    let full =
-        Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire(true, None);
-    let mut server = Server {
-        deadlines,
-        max_connections: http.max_connections as usize,
-        connections: JoinSet::new(),
-        clocks: HashMap::new(),
-        turned_away: JoinSet::new(),
-        full: full.into(),
-        edge: Arc::new(Edge {
-            event_limits: EventLimits {
-                max_event: http.max_event_bytes as usize,
-                max_batch: limits.max_batch_bytes as usize,
-            },
-            budget: Budget::new(http.max_buffered_bytes),
-            router: admin::router(app.clone(), &limits.http),
-            limits,
-            app: app.clone(),
-            date: express::Date::default(),
-        }),
-    };
+    let mut server = Server::new(app.clone(), limits);
     tracing::info!(listen = listener.describe(), "listening");
     let mut listener = Some(listener);
     let mut shutdown = pin!(shutdown);
-    let mut sweep = tokio::time::interval(deadlines.step());
+    let mut sweep = tokio::time::interval(server.deadlines.step());
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Accepting waits for the next sweep; and that was told, which is done once.
     let (mut starved, mut told) = (false, false);
@@ -429,6 +401,38 @@ struct Server {
 }
 
 impl Server {
+    fn new(app: Arc<App>, limits: Limits) -> Self {
+        let http = &limits.http;
+        let deadlines = Deadlines {
+            header: http.header_timeout,
+            idle: http.idle_timeout,
+            body: http.body_timeout,
+            park: PARK.min(http.idle_timeout / 4),
+            linger: LINGER.min(http.body_timeout),
+        };
+        let full =
+            Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire(true, None);
+        Server {
+            deadlines,
+            max_connections: http.max_connections as usize,
+            connections: JoinSet::new(),
+            clocks: HashMap::new(),
+            turned_away: JoinSet::new(),
+            full: full.into(),
+            edge: Arc::new(Edge {
+                event_limits: EventLimits {
+                    max_event: http.max_event_bytes as usize,
+                    max_batch: limits.max_batch_bytes as usize,
+                },
+                budget: Budget::new(http.max_buffered_bytes),
+                router: admin::router(app.clone(), &limits.http),
+                limits,
+                app,
+                date: express::Date::default(),
+            }),
+        }
+    }
+
     fn admit(&mut self, stream: Stream) {
         if self.connections.len() >= self.max_connections {
             return self.turn_away(stream);
