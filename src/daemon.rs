@@ -36,7 +36,7 @@ use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, ConfigError, Listen, SinkConfig};
+use crate::config::{Config, ConfigError, Http, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener, Services};
@@ -141,6 +141,7 @@ fn run(
 
     // Listen: who comes during recovery gets an answer, not a refused connection.
     let app = App::new(operations.clone());
+    let_in(config, &app)?;
     let (ingest, url) = Ingest::start(config, passed, app.clone(), &mut vigil)?;
 
     // Recover.
@@ -190,6 +191,29 @@ fn run(
     operations.block_on(drain.after(trouble, config.shutdown.drain_timeout))
 }
 
+/// A proxy in front may well encrypt; only the operator knows.
+fn warn_of_clear_text(http: &Http) {
+    if let Listen::Tcp(address) = &http.listen
+        && !address.ip().is_loopback()
+        && http.tokens_file.is_some()
+        && http.tls.is_none()
+    {
+        tracing::warn!(%address, "tokens travel unencrypted, unless something in front encrypts; see http.tls_cert");
+    }
+}
+
+/// Reads who is let in and by what, and puts it into force. All of it or, after an error, nothing.
+fn let_in(config: &Config, app: &App) -> Result<(), ConfigError> {
+    let mistake = |sentence| ConfigError::Mistakes(vec![sentence]);
+    let tokens = config.http.tokens().map_err(mistake)?;
+    let tls = config.http.tls.as_ref().map(|tls| tls.server()).transpose().map_err(mistake)?;
+    app.set_hooks(&config.hooks).map_err(mistake)?;
+    app.set_tokens(tokens);
+    app.set_tls(tls);
+    warn_of_clear_text(&config.http);
+    Ok(())
+}
+
 /// Makes the data directory, durably, and locks it.
 fn lock_data_dir(config: &Config, disk: &dyn Disk) -> Result<Lock, Error> {
     let dir = &config.data_dir;
@@ -220,7 +244,7 @@ impl Ingest {
             let _inside = runtime.enter();
             listen(config, passed)?
         };
-        let url = listener.describe();
+        let url = listener.describe(config.http.tls.is_some());
         let mut limits = Limits::of(config);
         limits.http.max_connections = descriptors::connections(limits.http.max_connections);
         let (committer, arriving) = oneshot::channel::<(Committer, Watch)>();
@@ -270,10 +294,10 @@ fn listen(config: &Config, passed: Passed) -> Result<Listener, Error> {
     let listener =
         Listener::adopt(passed.http).map_err(|error| Error::Activation(format!("a socket: {error}")))?;
     let open = listener.addresses().find(|address| !address.ip().is_loopback());
-    match open.filter(|_| !config.http.allow_anonymous) {
+    match open.filter(|_| !config.http.allow_anonymous && config.http.tokens_file.is_none()) {
         Some(address) => Err(Error::Activation(format!(
-            "{address} is reachable from other machines and anyone there could post and read events: set \
-             `http.allow_anonymous = true` if that is meant"
+            "{address} is reachable from other machines and anyone there could post and read events: give out \
+             tokens (`http.tokens_file`), or set `http.allow_anonymous = true` if that is meant"
         ))),
         None => Ok(listener),
     }

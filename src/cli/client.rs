@@ -9,6 +9,7 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde::Deserialize;
 
+use super::access::AccessArgs;
 use super::{Exit, Failure, count, print};
 
 /// Where the daemon is.
@@ -17,6 +18,8 @@ pub(super) struct UrlArgs {
     /// The daemon's address
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     pub(super) url: String,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
 }
 
 impl UrlArgs {
@@ -26,22 +29,12 @@ impl UrlArgs {
         let scheme = if base.contains("://") { "" } else { "http://" };
         format!("{scheme}{base}{path}")
     }
-}
 
-/// A client that hands back every status as an answer and never waits for ever.
-pub(super) fn agent(answer_within: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        // The daemon is addressed directly: a proxy meant for the web would answer in its place.
-        .proxy(None)
-        .user_agent(concat!("eventflow/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(Duration::from_secs(5)))
-        .timeout_recv_response(Some(answer_within))
-        .timeout_recv_body(Some(answer_within))
-        .build()
-        .into()
+    /// A client that shows what there is to show, hands back every status as an answer and never waits
+    /// for ever.
+    pub(super) fn agent(&self, answer_within: Duration) -> Result<ureq::Agent, Failure> {
+        self.access.agent(&self.url, answer_within)
+    }
 }
 
 /// What a daemon that cannot be reached means to the user.
@@ -102,8 +95,8 @@ struct Sink {
 /// `eventflow status`
 pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     let url = args.url.at("/v1/status");
-    let mut response =
-        agent(Duration::from_secs(10)).get(&url).call().map_err(|error| unreachable(&url, &error))?;
+    let agent = args.url.agent(Duration::from_secs(10))?;
+    let mut response = agent.get(&url).call().map_err(|error| unreachable(&url, &error))?;
     let text = response.body_mut().read_to_string().map_err(|error| unreachable(&url, &error))?;
     if response.status() != 200 {
         return Err(Failure::failed(format_args!("{url} answered {}: {}", response.status(), text.trim())));
@@ -267,7 +260,10 @@ mod tests {
     #[test]
     fn an_address_may_come_with_or_without_scheme_and_slash() {
         for url in ["http://h:1", "http://h:1/", "h:1"] {
-            assert_eq!(UrlArgs { url: url.to_owned() }.at("/v1/status"), "http://h:1/v1/status");
+            assert_eq!(
+                UrlArgs { url: url.to_owned(), access: AccessArgs::default() }.at("/v1/status"),
+                "http://h:1/v1/status"
+            );
         }
     }
 }

@@ -3,12 +3,14 @@
 //! Data goes to standard output, words to standard error, and every failure is one sentence there
 //! that begins `eventflow:`. Runs on the main thread; nothing here is needed by the daemon.
 
+mod access;
 mod client;
 mod export;
 mod failures;
 mod offline;
 mod send;
 mod snapshot;
+mod token;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -160,6 +162,9 @@ enum Verb {
     /// Look into the write-ahead log, live or stopped, without changing anything
     #[command(subcommand)]
     Wal(offline::WalVerb),
+    /// Make bearer tokens for `http.tokens_file`
+    #[command(subcommand)]
+    Token(token::TokenVerb),
     /// Print shell completions
     #[command(after_help = "Examples:
   eventflow completions bash > /etc/bash_completion.d/eventflow
@@ -238,6 +243,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),
+        Verb::Token(verb) => token::run(&verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "eventflow", &mut script);

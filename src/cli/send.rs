@@ -26,7 +26,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use super::client::{self, UrlArgs};
+use super::client::UrlArgs;
 use super::{Exit, Failure, count, print};
 
 /// A batch is posted when it has this many bytes, whatever `--batch` says.
@@ -199,7 +199,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Exit, Failure> {
         let value = percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC);
         url.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
     }
-    let agent = client::agent(Duration::from_secs(60));
+    let agent = args.url.agent(Duration::from_secs(60))?;
     let mut sender = Sender { args, agent, url, progress, tally: Tally::default(), reached: false };
     let started = Instant::now();
     let outcome = sender.all(input, size.is_none());

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::{UrlArgs, agent, unreachable};
+use super::client::{UrlArgs, unreachable};
 use super::{Exit, Failure, count, print};
 
 pub(super) const EXAMPLES: &str = "\
@@ -55,7 +55,7 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<Exit, Failure> {
     let url = args.url.at("/v1/snapshot");
     let bar = ProgressBar::new_spinner().with_message("the daemon is copying");
     bar.enable_steady_tick(Duration::from_millis(120));
-    let answer = agent(WAIT).post(&url).send_json(serde_json::json!({"dir": text}));
+    let answer = args.url.agent(WAIT)?.post(&url).send_json(serde_json::json!({"dir": text}));
     bar.finish_and_clear();
     let mut answer = answer.map_err(|error| unreachable(&url, &error))?;
     let body = answer.body_mut().read_to_string().map_err(|error| unreachable(&url, &error))?;

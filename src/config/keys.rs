@@ -155,8 +155,24 @@ const HTTP: &[Key] = &[
         .range("an address, or `unix:/run/eventflow/eventflow.sock`"),
     key(
         "allow_anonymous",
-        "Needed to listen on anything but loopback, because anyone who reaches it could post and read events.",
+        "Needed to listen on anything but loopback without tokens, because anyone who reaches it could post and read \
+         events.",
     ),
+    key(
+        "tokens_file",
+        "Bearer tokens and what each may do; `eventflow token new` makes them, docs/SECURITY.md has more. Without it \
+         nobody needs one. `credential:NAME` is a file that systemd passes on (`LoadCredential=`), here and in the \
+         next three.",
+    )
+    .range("a file")
+    .unset("off", "\"/etc/eventflow/tokens.toml\""),
+    key("tls_cert", "The certificate of every TCP socket, with its chain; TLS 1.2 and 1.3.")
+        .range("a PEM file")
+        .unset("off", "\"/etc/eventflow/cert.pem\""),
+    key("tls_key", "Its key.").range("a PEM file").unset("off", "\"/etc/eventflow/key.pem\""),
+    key("tls_client_ca", "Authorities: clients must show a certificate of one of them.")
+        .range("a PEM file")
+        .unset("off", "\"/etc/eventflow/clients.pem\""),
     key("max_body", "Largest request body, after decompression; over it 413 `too-large`."),
     key("max_event", "Largest event, as JSON; over it 413.").range("≤ `max_body`"),
     key(

@@ -11,6 +11,8 @@
 
 mod exec;
 mod explain;
+mod files;
+mod hook;
 mod keys;
 mod pattern;
 mod print;
@@ -18,6 +20,8 @@ mod read;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod tokens;
 mod units;
 mod webhook;
 
@@ -25,7 +29,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use exec::Exec;
+pub use hook::{Encoding, Hmac, Hook, HookKeys, HookKind, Piece};
 pub use pattern::Pattern;
+pub use tls::Tls;
+pub use tokens::{Rate, Scope, Scopes, Token, TokenHash, Tokens, digest_from_hex};
 pub use webhook::{
     Endpoint, Hidden, Meaning, Mode, SigningKey, StatusPattern, Webhook, is_public, is_secret_header,
 };
@@ -49,6 +56,8 @@ pub struct Config {
     pub snapshot: Snapshot,
     /// The sinks in order; never empty.
     pub sinks: Vec<SinkConfig>,
+    /// Webhooks that are taken in.
+    pub hooks: Vec<Hook>,
     /// Logs.
     pub telemetry: Telemetry,
 }
@@ -78,6 +87,17 @@ pub struct Http {
     pub webhook_allowed_origin: Option<String>,
     /// Listening beyond loopback without tokens must be asked for.
     pub allow_anonymous: bool,
+    /// Who may do what; without it, everybody may do everything.
+    pub tokens_file: Option<PathBuf>,
+    /// What TCP connections are encrypted with; without it they are not.
+    pub tls: Option<Tls>,
+}
+
+impl Http {
+    /// The tokens, read anew; `None` where none are configured. The error names the file.
+    pub fn tokens(&self) -> Result<Option<Tokens>, String> {
+        self.tokens_file.as_deref().map(Tokens::read).transpose()
+    }
 }
 
 /// Where the daemon listens.

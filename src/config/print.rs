@@ -8,12 +8,14 @@ use std::path::Path;
 use super::exec::is_secret_variable;
 use super::units::{show_duration, show_size};
 use super::{
-    Config, Exec, Exhausted, Hidden, Listen, LogFormat, SinkConfig, SinkKind, Webhook, is_secret_header,
+    Config, Exec, Exhausted, Hidden, Hook, HookKind, Listen, LogFormat, SinkConfig, SinkKind, Webhook,
+    is_secret_header,
 };
 
 /// The whole configuration.
 pub(super) fn print(config: &Config) -> String {
-    let Config { data_dir, http, wal, ledger, failures, shutdown, snapshot, sinks, telemetry } = config;
+    let Config { data_dir, http, wal, ledger, failures, shutdown, snapshot, sinks, hooks, telemetry } =
+        config;
     let mut out = String::new();
     let o = &mut out;
     text(o, "data_dir", &path(data_dir));
@@ -35,6 +37,16 @@ pub(super) fn print(config: &Config) -> String {
         text(o, "webhook_allowed_origin", origin);
     }
     bare(o, "allow_anonymous", http.allow_anonymous);
+    if let Some(file) = &http.tokens_file {
+        text(o, "tokens_file", &path(file));
+    }
+    if let Some(tls) = &http.tls {
+        text(o, "tls_cert", &path(&tls.cert));
+        text(o, "tls_key", &path(&tls.key));
+        if let Some(file) = &tls.client_ca {
+            text(o, "tls_client_ca", &path(file));
+        }
+    }
     section(o, "[wal]");
     text(o, "budget", &show_size(wal.budget_bytes));
     text(o, "segment", &show_size(wal.segment_bytes));
@@ -58,6 +70,9 @@ pub(super) fn print(config: &Config) -> String {
     text(o, "format", if telemetry.format == LogFormat::Json { "json" } else { "text" });
     for config in sinks {
         sink(o, config);
+    }
+    for config in hooks {
+        hook(o, config);
     }
     out
 }
@@ -140,6 +155,41 @@ fn exec(o: &mut String, exec: &Exec) {
         text(o, &key, if is_secret_variable(name) { MASK } else { value });
     }
     text(o, "max_line", &show_size(exec.max_line_bytes));
+}
+
+/// As with a webhook, secrets are masked.
+fn hook(o: &mut String, hook: &Hook) {
+    section(o, "[[hook]]");
+    text(o, "name", &hook.name);
+    text(o, "type", hook.kind.name());
+    if !hook.secrets.is_empty() {
+        list(o, "secrets", hook.secrets.iter().map(|_| MASK.to_owned()));
+    }
+    if !hook.secret_files.is_empty() {
+        list(o, "secret_files", hook.secret_files.iter().map(|file| path(file)));
+    }
+    if let Some(source) = &hook.source {
+        text(o, "source", source);
+    }
+    if !matches!(hook.kind, HookKind::GitHub) {
+        text(o, "event_type", &hook.event_type);
+        text(o, "tolerance", &show_duration(hook.tolerance));
+    }
+    let HookKind::Hmac(hmac) = &hook.kind else { return };
+    text(o, "header", &hmac.header);
+    text(o, "prefix", &hmac.prefix);
+    text(o, "encoding", hmac.encoding.name());
+    text(o, "signed", &hmac.signed.iter().map(ToString::to_string).collect::<String>());
+    let headers = [
+        ("timestamp_header", &hmac.timestamp_header),
+        ("id_header", &hmac.id_header),
+        ("type_header", &hmac.type_header),
+    ];
+    for (key, header) in headers {
+        if let Some(header) = header {
+            text(o, key, header);
+        }
+    }
 }
 
 /// Stands where a secret is.

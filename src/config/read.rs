@@ -10,7 +10,7 @@ use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
     Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode, Pattern, Retry,
-    Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Wal, exec, webhook,
+    Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook, tls, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -51,6 +51,7 @@ pub(super) fn gather(settings: &mut Settings) -> Config {
         snapshot: section(settings, "snapshot", snapshot),
         telemetry: section(settings, "telemetry", telemetry),
         sinks: sinks(settings),
+        hooks: hook::read_all(settings),
     };
     let least = config.least_failures_budget();
     let may_park = config.sinks.iter().any(|sink| !sink.kind.keeps_order());
@@ -76,13 +77,16 @@ fn http(s: &mut Section) -> Http {
         .parsed("listen", "it must be an address such as \"127.0.0.1:8080\" or \"unix:/path\"", parse_listen)
         .unwrap_or(Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080)));
     let allow_anonymous = s.switch("allow_anonymous").unwrap_or(false);
+    let tokens_file = tokens_file(s);
     if let Listen::Tcp(address) = &listen
         && !address.ip().is_loopback()
         && !allow_anonymous
+        && tokens_file.is_none()
     {
         s.mistake(format!(
             "`http.listen` = {address} is reachable from other machines and anyone there could post and read \
-             events: set `http.allow_anonymous = true` if that is meant, or listen on 127.0.0.1"
+             events: give out tokens (`http.tokens_file`, see `eventflow token new --help`), set \
+             `http.allow_anonymous = true` if that is meant, or listen on 127.0.0.1"
         ));
     }
     let max_body_bytes = s.size("max_body", 1..=GIB).unwrap_or(16 * MIB);
@@ -103,8 +107,9 @@ fn http(s: &mut Section) -> Http {
             ));
         }
     }
-    for key in ["tokens_file", "tls_cert", "tls_key"] {
-        s.unsupported(key, "");
+    let tls = tls::read_keys(s);
+    if tls.is_some() && matches!(listen, Listen::Unix(_)) {
+        s.mistake("`http.tls_cert` is of no use on a Unix socket: who may open it, its mode says".to_owned());
     }
     Http {
         listen,
@@ -118,7 +123,18 @@ fn http(s: &mut Section) -> Http {
         max_buffered_bytes: max_buffered.unwrap_or((128 * MIB).max(max_body_bytes)),
         webhook_allowed_origin: s.text("webhook_allowed_origin"),
         allow_anonymous,
+        tokens_file,
+        tls,
     }
+}
+
+/// Named, and read once so that a mistake in it is one of the configuration.
+fn tokens_file(s: &mut Section) -> Option<PathBuf> {
+    let file = s.file("tokens_file")?;
+    if let Err(wrong) = Tokens::read(&file) {
+        s.mistake(format!("`http.tokens_file`: {wrong}"));
+    }
+    Some(file)
 }
 
 fn parse_listen(text: &str) -> Option<Listen> {
@@ -270,7 +286,7 @@ fn same_directory(settings: &mut Settings, sinks: &[SinkConfig]) {
 }
 
 fn sink(s: &mut Section) -> Option<SinkConfig> {
-    let name = name(s);
+    let name = name(s, "sink");
     s.relabel(format!("sink.{name}"));
     let kinds = ["json_file", "webhook", "exec", "stdout"];
     let kind = s.choice("type", &kinds.map(|kind| (kind, kind)));
@@ -311,13 +327,15 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
     Some(common(s, name, kind))
 }
 
-fn name(s: &mut Section) -> String {
+/// The name of a sink or a hook.
+pub(super) fn name(s: &mut Section, list: &str) -> String {
     let name = s.parsed("name", "it must be 1 to 64 of the characters a-z, 0-9, _ and -", |text| {
         let fits = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
         ((1..=64).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
     });
     if name.is_none() {
-        s.mistake("each `[[sink]]` needs a `name`, such as \"archive\"".to_owned());
+        let such_as = if list == "sink" { "archive" } else { "github" };
+        s.mistake(format!("each `[[{list}]]` needs a `name`, such as \"{such_as}\""));
     }
     name.unwrap_or_default()
 }
@@ -430,7 +448,7 @@ pub(super) fn check(sink: &SinkConfig) -> Result<(), ConfigError> {
     let mut settings = Settings::default();
     settings.add_file("its configuration", &super::print::print_sink(sink))?;
     for mut section in settings.sinks() {
-        let name = name(&mut section);
+        let name = name(&mut section, "sink");
         section.relabel(format!("sink.{name}"));
         for key in ["type", "path", "rotate_size", "rotate_every", "compress"] {
             section.skip(key);

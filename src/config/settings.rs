@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
@@ -14,15 +15,25 @@ use toml::de::{DeTable, DeValue};
 use super::ConfigError;
 use super::units::{parse_duration, parse_size, show_duration, show_size};
 
+/// What there may be many of: `[[sink]]`, `[[hook]]`.
+const LISTS: [&str; 2] = ["sink", "hook"];
+
+fn list_named(name: &str) -> Option<&'static str> {
+    LISTS.into_iter().find(|list| *list == name)
+}
+
 /// Everything that was set.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     root: Section,
     sections: BTreeMap<String, Section>,
-    sinks: Option<Vec<Section>>,
-    sink_env: Vec<(String, Setting)>,
+    /// Tables of which there may be many, by what they are.
+    lists: BTreeMap<&'static str, Vec<Section>>,
+    list_env: Vec<(&'static str, String, Setting)>,
     mistakes: Vec<String>,
     asked: Vec<Asked>,
+    /// Where the service manager keeps what only this process may read.
+    credentials: Option<PathBuf>,
 }
 
 /// A key that was asked for: the code that reads a key is what makes it known.
@@ -43,6 +54,8 @@ pub(super) struct Section {
     settings: BTreeMap<String, Setting>,
     asked: Vec<Asked>,
     mistakes: Vec<String>,
+    /// As those of [`Settings`].
+    pub(super) credentials: Option<PathBuf>,
 }
 
 /// One value and where it stands.
@@ -108,22 +121,24 @@ impl Settings {
         let origin = |at: usize| Origin::File { name: name.to_owned(), line: line_of(at) };
         for (key, value) in document.into_inner() {
             let (at, key) = (key.span().start, key.into_inner().into_owned());
-            match (key.as_str(), value.into_inner()) {
-                ("sink", DeValue::Array(items)) => {
+            match (list_named(&key), value.into_inner()) {
+                (Some(list), DeValue::Array(items)) => {
+                    let tables = self.lists.entry(list).or_default();
                     for item in items {
                         let at = item.span().start;
                         match item.into_inner() {
                             DeValue::Table(table) => {
-                                let mut sink = Section::named("sink");
-                                sink.fill(table, &origin);
-                                self.sinks.get_or_insert_default().push(sink);
+                                let mut section = Section::named(list);
+                                section.fill(table, &origin);
+                                tables.push(section);
                             }
-                            _ => self.mistakes.push(format!("{}: each `sink` must be a table", origin(at))),
+                            _ => self.mistakes.push(format!("{}: each `{list}` must be a table", origin(at))),
                         }
                     }
                 }
-                ("sink", _) => {
-                    self.mistakes.push(format!("{}: sinks are written `[[sink]]`, one for each", origin(at)));
+                (Some(list), _) => {
+                    self.mistakes
+                        .push(format!("{}: {list}s are written `[[{list}]]`, one for each", origin(at)));
                 }
                 (_, DeValue::Table(table)) => self.section_mut(&key).fill(table, &origin),
                 (_, value) => {
@@ -137,14 +152,19 @@ impl Settings {
     /// Lays the environment over what is there.
     pub(super) fn add_env(&mut self, env: impl IntoIterator<Item = (String, String)>) {
         for (name, value) in env {
+            if name == "CREDENTIALS_DIRECTORY" {
+                self.credentials = Some(PathBuf::from(&value));
+            }
             let Some(path) = name.strip_prefix("EVENTFLOW_") else { continue };
             let path = path.to_ascii_lowercase();
             let setting = Setting { raw: Raw::Word(value), origin: Origin::Env(name.clone()) };
             match path.split_once("__") {
-                Some(("sink", key)) => self.sink_env.push((key.to_owned(), setting)),
-                Some((section, key)) => {
-                    self.section_mut(section).settings.insert(key.replace("__", "."), setting);
-                }
+                Some((section, key)) => match list_named(section) {
+                    Some(list) => self.list_env.push((list, key.to_owned(), setting)),
+                    None => {
+                        self.section_mut(section).settings.insert(key.replace("__", "."), setting);
+                    }
+                },
                 None if path == "data_dir" => {
                     self.root.settings.insert(path, setting);
                 }
@@ -176,12 +196,14 @@ impl Settings {
 
     /// Takes a table; an empty one when it was not given.
     pub(super) fn section(&mut self, name: &'static str) -> Section {
-        self.sections.remove(name).unwrap_or_else(|| Section::named(name))
+        let mut section = self.sections.remove(name).unwrap_or_else(|| Section::named(name));
+        section.credentials.clone_from(&self.credentials);
+        section
     }
 
     /// Takes the sinks with the environment laid over them; when there is none, the default one.
     pub(super) fn sinks(&mut self) -> Vec<Section> {
-        let mut sinks = self.sinks.take().unwrap_or_else(|| {
+        self.lists.entry("sink").or_insert_with(|| {
             let mut archive = Section::named("sink");
             for (key, value) in [("name", "archive"), ("type", "json_file")] {
                 let setting = Setting { raw: Raw::Word(value.to_owned()), origin: Origin::Flag };
@@ -189,32 +211,46 @@ impl Settings {
             }
             vec![archive]
         });
-        for (path, setting) in std::mem::take(&mut self.sink_env) {
-            let named = |sink: &Section, wanted: &str| {
-                matches!(sink.settings.get("name"), Some(Setting { raw: Raw::Text(name) | Raw::Word(name), .. })
+        self.list("sink")
+    }
+
+    /// Takes all tables of one kind with the environment laid over them.
+    pub(super) fn list(&mut self, list: &'static str) -> Vec<Section> {
+        let mut sections = self.lists.remove(list).unwrap_or_default();
+        for section in &mut sections {
+            section.credentials.clone_from(&self.credentials);
+        }
+        let (ours, others) =
+            std::mem::take(&mut self.list_env).into_iter().partition(|(kind, _, _)| *kind == list);
+        self.list_env = others;
+        let ours: Vec<(&str, String, Setting)> = ours;
+        for (_, path, setting) in ours {
+            let named = |section: &Section, wanted: &str| {
+                matches!(section.settings.get("name"), Some(Setting { raw: Raw::Text(name) | Raw::Word(name), .. })
                          if name.replace('-', "_") == wanted)
             };
             let Some((wanted, key)) = path.split_once("__") else {
-                self.mistakes.push(format!("{} must be EVENTFLOW_SINK__<NAME>__<KEY>", setting.origin));
+                let upper = list.to_ascii_uppercase();
+                self.mistakes.push(format!("{} must be EVENTFLOW_{upper}__<NAME>__<KEY>", setting.origin));
                 continue;
             };
-            let mut matching = sinks.iter_mut().filter(|sink| named(sink, wanted));
+            let mut matching = sections.iter_mut().filter(|section| named(section, wanted));
             match (matching.next(), matching.next()) {
-                (Some(sink), None) => {
-                    sink.settings.insert(key.replace("__", "."), setting);
+                (Some(section), None) => {
+                    section.settings.insert(key.replace("__", "."), setting);
                 }
-                (None, _) => self.mistakes.push(format!("{}: no sink is named `{wanted}`", setting.origin)),
+                (None, _) => self.mistakes.push(format!("{}: no {list} is named `{wanted}`", setting.origin)),
                 (Some(_), Some(_)) => {
-                    self.mistakes.push(format!("{}: more than one sink goes by that name", setting.origin));
+                    self.mistakes.push(format!("{}: more than one {list} goes by that name", setting.origin));
                 }
             }
         }
-        sinks
+        sections
     }
 
     /// Takes a section back: what nobody asked for in it is unknown.
     pub(super) fn done(&mut self, section: Section) {
-        let Section { label, settings, asked, mistakes } = section;
+        let Section { label, settings, asked, mistakes, credentials: _ } = section;
         let dotted = |key: &str| if label.is_empty() { key.to_owned() } else { format!("{label}.{key}") };
         self.mistakes.extend(mistakes);
         self.asked.extend(asked.into_iter().map(|key| Asked { name: dotted(&key.name), ..key }));
@@ -442,15 +478,16 @@ impl Section {
         self.settings.get(key).map(|setting| setting.raw.to_string())
     }
 
-    /// Keys (and tables) that only sinks of another type have.
+    /// Keys (and tables) that only sinks (or hooks) of another type have.
     pub(super) fn only_for(&mut self, kind: &str, keys: &[&'static str]) {
         for key in keys {
             self.note(key, String::new());
             let prefix = format!("{key}.");
             let found = self.take_where(|name| name == *key || name.starts_with(&prefix));
             for (name, Setting { origin, .. }) in found {
+                let list = self.label.split('.').next().unwrap_or_default();
                 self.mistakes.push(format!(
-                    "{origin}: `{}` is a key of sinks of type \"{kind}\" only",
+                    "{origin}: `{}` is a key of {list}s of type \"{kind}\" only",
                     self.dotted(&name)
                 ));
             }

@@ -56,6 +56,7 @@ pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
         .route("/readyz", get(readyz))
         .route("/v1/status", get(status))
         .route("/v1/events", any(events))
+        .route("/v1/hooks/{name}", any(|| async { Problem::method_not_allowed("POST") }))
         .route("/v1/events/{offset}", get(event))
         .route("/v1/sinks/{name}/pause", post(pause))
         .route("/v1/sinks/{name}/resume", post(resume))

@@ -74,18 +74,40 @@ impl BinaryHead {
             return Err(missing("specversion"));
         }
         attributes.retain(|(name, _)| !RESERVED.contains(&name.as_str()));
-        let mut data = DataKind::Opaque;
-        if let Some(value) = content_type {
-            let text = std::str::from_utf8(value.as_bytes())
-                .map_err(|_| invalid("Content-Type is not UTF-8".to_owned()))?;
-            if !text.is_empty() {
-                cloudevent::check_value("datacontenttype", text)?;
-                attributes.push(("datacontenttype".to_owned(), text.to_owned()));
-                data = DataKind::of(essence(text.as_bytes()));
+        let tag = dedupe_tag(&source, &id);
+        let mut head = Self { attributes, data: DataKind::Opaque, id, tag };
+        head.set_type(content_type.map(HeaderValue::as_bytes))?;
+        Ok(head)
+    }
+
+    /// A head of these attributes, the required ones among them, for data of this media type.
+    pub fn made(attributes: Vec<(&str, String)>, content_type: Option<&[u8]>) -> Result<Self, Problem> {
+        let mut head = Self { attributes: Vec::new(), data: DataKind::Opaque, id: String::new(), tag: 0 };
+        let mut source = "";
+        for (name, value) in &attributes {
+            cloudevent::check_value(name, value)?;
+            match *name {
+                "id" => head.id.clone_from(value),
+                "source" => source = value,
+                _ => {}
             }
         }
-        let tag = dedupe_tag(&source, &id);
-        Ok(Self { attributes, data, id, tag })
+        head.tag = dedupe_tag(source, &head.id);
+        head.attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        head.set_type(content_type)?;
+        Ok(head)
+    }
+
+    /// Notes the data's media type, if there is one.
+    fn set_type(&mut self, content_type: Option<&[u8]>) -> Result<(), Problem> {
+        let Some(value) = content_type else { return Ok(()) };
+        let text = std::str::from_utf8(value).map_err(|_| invalid("Content-Type is not UTF-8".to_owned()))?;
+        if !text.is_empty() {
+            cloudevent::check_value("datacontenttype", text)?;
+            self.attributes.push(("datacontenttype".to_owned(), text.to_owned()));
+            self.data = DataKind::of(essence(text.as_bytes()));
+        }
+        Ok(())
     }
 
     /// The event with this body, and its id.

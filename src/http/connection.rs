@@ -145,6 +145,24 @@ impl Clock {
         }
     }
 
+    /// The client owes us a header from now on.
+    pub fn header_begins(&self) {
+        self.enter(Phase::Header);
+    }
+
+    /// Does some work of this connection, unless the connection is told to close before it is done. Must
+    /// be called on the connection's task.
+    pub async fn unless_closed<T>(&self, mut work: impl Future<Output = T> + Unpin) -> Option<T> {
+        poll_fn(|cx| {
+            self.waker.get_or_init(|| cx.waker().clone());
+            if self.is_asked(CLOSE) {
+                return Poll::Ready(None);
+            }
+            Pin::new(&mut work).poll(cx).map(Some)
+        })
+        .await
+    }
+
     /// The body of a request is awaited from now on.
     pub fn body_begins(&self) {
         self.enter(Phase::Body);
@@ -337,6 +355,14 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
                     Ok(0) | Err(_) => return Poll::Ready(false),
                     Ok(count) => sent += count,
                 }
+            }
+            // TLS may still hold some of it back; a bare socket never does.
+            let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+            if flushed.is_pending() {
+                self.clock.note_write(&flushed);
+            }
+            if ready!(flushed).is_err() || self.clock.is_asked(CLOSE) {
+                return Poll::Ready(false);
             }
             self.clock.note_flushed();
             Poll::Ready(true)

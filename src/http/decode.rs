@@ -455,7 +455,7 @@ impl Plain {
 }
 
 /// Decodes a part of a query as forms write it: `+` is a space, `%XX` a byte.
-fn form_decode(text: &str) -> Result<Cow<'_, str>, Problem> {
+pub fn form_decode(text: &str) -> Result<Cow<'_, str>, Problem> {
     let invalid = |_| Problem::new(Slug::Malformed, "the query is not UTF-8");
     if !text.contains('+') {
         return percent_decode(text.as_bytes()).decode_utf8().map_err(invalid);

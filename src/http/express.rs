@@ -7,14 +7,16 @@
 //!
 //! The lane decides nothing: [`take`] refuses nobody. Whatever is not of the plainest kind (another
 //! route, a body still on its way, a coding, an `Expect`, a broken header) and whatever would be
-//! refused (limits, overload, an invalid event, a daemon that drains) goes, untouched and with
+//! refused (no or a wrong token, limits, overload, an invalid event, a daemon that drains) goes, untouched and with
 //! nothing stored, to hyper and the routes behind it, which know every case. So there is one place
 //! that knows limits, deadlines and problem documents, and it is not this one.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::config::Scope;
 use crate::event::Micros;
 use crate::queue::Receipt;
 
@@ -68,6 +70,14 @@ fn date_text(second: i64) -> [u8; DATE_BYTES] {
 /// the general way.
 pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
     let plain = Plain::at_front_of(ahead)?;
+    let guard = edge.app.gate.guard();
+    let holder = match &guard {
+        None => None,
+        Some(guard) => {
+            let shown = plain.authorization.clone().map(|at| &ahead[at]);
+            Some((guard.admit(shown, Scope::Ingest, Micros::now()).ok()?, guard.elapsed()))
+        }
+    };
     let under_way = edge.app.request_begins();
     let queue = edge.app.open_queue().ok()?;
     let body = ahead.slice(plain.body.clone());
@@ -81,6 +91,10 @@ pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
         decode(&Head::plain(plain.form), body, accepted_at, edge.event_limits).ok()?;
     if batch.is_empty() {
         return None;
+    }
+    // Last, so that what goes the general way after all is hardly ever counted twice.
+    if let Some((holder, now)) = holder {
+        holder.spend(now).ok()?;
     }
     let receipt = queue.append(batch, accepted_at).ok()?;
     let _ = ahead.split_to(plain.body.end);
@@ -121,7 +135,8 @@ impl Taken<'_> {
 #[derive(Debug, PartialEq, Eq)]
 struct Plain {
     form: Form,
-    body: std::ops::Range<usize>,
+    body: Range<usize>,
+    authorization: Option<Range<usize>>,
 }
 
 impl Plain {
@@ -133,7 +148,7 @@ impl Plain {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
         let Ok(httparse::Status::Complete(head)) = request.parse(bytes) else { return None };
-        let (mut length, mut content_type) = (None, None);
+        let (mut length, mut content_type, mut authorization) = (None, None, None);
         for field in request.headers.iter() {
             let name = field.name;
             let is = |known: &str| name.eq_ignore_ascii_case(known);
@@ -141,6 +156,8 @@ impl Plain {
                 put_once(&mut length, field.value)?;
             } else if is("content-type") {
                 put_once(&mut content_type, field.value)?;
+            } else if is("authorization") {
+                put_once(&mut authorization, field.value)?;
             } else if changes_meaning(name) && !(is("connection") && keeps(field.value)) {
                 return None;
             }
@@ -148,7 +165,11 @@ impl Plain {
         let length = plain_number(length?)?;
         let body = head..head.checked_add(length)?;
         let form = Form::named(essence(content_type?))?;
-        (body.end <= bytes.len()).then_some(Self { form, body })
+        let authorization = authorization.map(|value| {
+            let start = value.as_ptr() as usize - bytes.as_ptr() as usize;
+            start..start + value.len()
+        });
+        (body.end <= bytes.len()).then_some(Self { form, body, authorization })
     }
 }
 
@@ -207,6 +228,13 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_found_where_it_lies() {
+        let head = "POST /v1/events HTTP/1.1\r\ncontent-type: application/json\r\nAuthorization:  Bearer eft_x \r\ncontent-length: 0\r\n\r\n";
+        let plain = Plain::at_front_of(head.as_bytes()).unwrap();
+        assert_eq!(head[plain.authorization.unwrap()].trim(), "Bearer eft_x");
+    }
+
+    #[test]
     fn whatever_is_not_plain_and_whole_goes_the_general_way() {
         let json = "content-type: application/json\r\n";
         for (head, body) in [
@@ -221,6 +249,10 @@ mod tests {
             ("content-length: 2\r\n".to_owned(), "{}"),
             ("content-type: text/plain\r\ncontent-length: 2\r\n".to_owned(), "{}"),
             ("content-type: application/cloudevents+avro\r\ncontent-length: 2\r\n".to_owned(), "{}"),
+            (
+                format!("{json}content-length: 2\r\nauthorization: Bearer a\r\nauthorization: Bearer a\r\n"),
+                "{}",
+            ),
             (format!("{json}content-length: 2\r\nbroken field\r\n"), "{}"),
         ] {
             assert_eq!(plain(&head, body), None, "{head}");

@@ -1,4 +1,4 @@
-//! `POST /v1/events`, the hot route: read, decode, append, wait for the disk, answer.
+//! `POST /v1/events`, the hot route, and `POST /v1/hooks/{name}`: read, decode, append, wait for the disk, answer.
 //!
 //! Runs on the connection's task, ahead of the router. Nothing here touches the disk: the receipt
 //! resolves once the queue's committer has synced. Whatever is refused was not stored.
@@ -11,6 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::task::spawn_blocking;
 
+use crate::config::Scope;
 use crate::event::Micros;
 use crate::event::cloudevent::push_json_string;
 use crate::queue::Appended;
@@ -20,6 +21,7 @@ use super::body::{self, Held, NoBody};
 use super::coding::Coding;
 use super::connection::Clock;
 use super::decode::{Decoded, Head, decode};
+use super::hooks::{self, Claimed};
 use super::problem::{Answer, Problem, Slug};
 
 /// Bodies up to this size are decoded on the ingest thread. One of nothing but items of one digit takes
@@ -70,10 +72,8 @@ async fn accept(
     edge: &Edge,
     held: &mut Held,
 ) -> Result<Answer, NoBody> {
+    let asked = Asked::of(parts, edge)?;
     let queue = edge.app.open_queue()?;
-    check_transfer_coding(&parts.headers)?;
-    let coding = Coding::of(&parts.headers)?;
-    let head = Head::of(&parts)?;
     let max_body = edge.limits.http.max_body_bytes;
     let announced = body.size_hint().lower();
     if announced > max_body {
@@ -83,6 +83,13 @@ async fn accept(
 
     let bytes = body::read_whole(body, clock, max_body, held).await?;
     let now = Micros::now();
+    let (head, coding, bytes) = match asked {
+        Asked::Events { head, coding } => (head, coding, bytes),
+        Asked::Hook(claimed) => {
+            let (head, bytes) = verify(claimed, bytes).await?;
+            (head, Coding::Identity, bytes)
+        }
+    };
     let Decoded { batch, id } = read_events(head, coding, bytes, now, edge, held).await?;
     if batch.is_empty() {
         return Ok(accepted(Appended::default(), None));
@@ -91,6 +98,39 @@ async fn accept(
     held.release(); // from here on the queue counts these bytes as waiting
     let appended = receipt.await.map_err(Problem::from)?;
     Ok(accepted(appended, id.as_deref()))
+}
+
+/// What the head of a request asks for; whoever may not, or nobody could serve, is refused by it alone.
+enum Asked {
+    /// To take these events.
+    Events { head: Head, coding: Coding },
+    /// To take the event of a webhook.
+    Hook(Claimed),
+}
+
+impl Asked {
+    fn of(parts: Parts, edge: &Edge) -> Result<Self, Problem> {
+        let app = &edge.app;
+        if parts.uri.path().starts_with(hooks::PREFIX) {
+            let hook = app.hooks.at(parts.uri.path())?;
+            check_transfer_coding(&parts.headers)?;
+            return Ok(Self::Hook(hook.claim(parts.headers, Micros::now())?));
+        }
+        app.gate.admit(Scope::Ingest, &parts.headers)?;
+        check_transfer_coding(&parts.headers)?;
+        Ok(Self::Events { coding: Coding::of(&parts.headers)?, head: Head::of(&parts)? })
+    }
+}
+
+/// Checks a webhook's signature; one of a large body beside the ingest thread.
+async fn verify(claimed: Claimed, body: Bytes) -> Result<(Head, Bytes), Problem> {
+    if body.len() <= INLINE_BYTES {
+        return claimed.verify(body);
+    }
+    spawn_blocking(move || claimed.verify(body)).await.unwrap_or_else(|failed| {
+        tracing::error!(error = %failed, "checking a webhook failed");
+        Err(Problem::new(Slug::Internal, "checking the webhook failed"))
+    })
 }
 
 /// Only chunks are undone by the server: a body with another coding around or below them would be

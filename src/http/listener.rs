@@ -93,8 +93,8 @@ impl Listener {
     }
 
     /// Where it listens, for people.
-    pub fn describe(&self) -> String {
-        let places: Vec<_> = self.sockets.iter().map(Socket::describe).collect();
+    pub fn describe(&self, tls: bool) -> String {
+        let places: Vec<_> = self.sockets.iter().map(|socket| socket.describe(tls)).collect();
         places.join(", ")
     }
 
@@ -116,10 +116,11 @@ impl Listener {
 }
 
 impl Socket {
-    fn describe(&self) -> String {
+    fn describe(&self, tls: bool) -> String {
+        let scheme = if tls { "https" } else { "http" };
         match self {
             Self::Tcp(socket) => {
-                socket.local_addr().map_or_else(|e| e.to_string(), |a| format!("http://{a}"))
+                socket.local_addr().map_or_else(|e| e.to_string(), |a| format!("{scheme}://{a}"))
             }
             Self::Unix(socket) => socket
                 .local_addr()

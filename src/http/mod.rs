@@ -4,6 +4,7 @@
 //! ingest runtime (one thread)                          ops runtime
 //! accept ─► connection ─► plain and whole (express) ─► queue
 //!                     └─► hyper ─► POST /v1/events ──► queue
+//!                               ├► POST /v1/hooks/… ─► queue
 //!                               └► everything else ──► router (status, health, operators)
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! accepting, and [`serve`] returns only when it is told to.
 
 mod admin;
+mod auth;
 mod binary;
 mod body;
 mod coding;
@@ -23,17 +25,19 @@ mod connection;
 mod decode;
 mod express;
 mod failures;
+mod hooks;
 mod ingest;
 mod listener;
 mod problem;
 mod snapshot;
+mod tls;
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -45,14 +49,17 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, timeout};
+use tokio_rustls::rustls::ServerConfig;
 use tower::ServiceExt;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Tokens};
 use crate::queue::{Queue, Refusal};
 
+use auth::{Gate, Need};
 use body::Budget;
 use connection::{Clock, Deadlines};
 use decode::EventLimits;
+use hooks::Hooks;
 pub use listener::{Listener, Stream};
 use problem::{Problem, Slug};
 pub use snapshot::{Snapshot, SnapshotError, TakeSnapshot};
@@ -95,6 +102,9 @@ pub struct App {
     state: AtomicU8,
     queue: OnceLock<Arc<dyn Queue>>,
     services: OnceLock<Arc<Services>>,
+    gate: Gate,
+    hooks: Hooks,
+    tls: RwLock<Option<Arc<ServerConfig>>>,
     ops: Handle,
     /// Requests to the hot route between their header and their answer.
     under_way: AtomicUsize,
@@ -111,11 +121,34 @@ impl App {
             state: AtomicU8::new(State::Recovering as u8),
             queue: OnceLock::new(),
             services: OnceLock::new(),
+            gate: Gate::default(),
+            hooks: Hooks::default(),
+            tls: RwLock::new(None),
             ops,
             under_way: AtomicUsize::new(0),
             none_under_way: Notify::new(),
             changed: Notify::new(),
         })
+    }
+
+    /// From now on requests need one of these tokens, as far as they need any; with `None` they do not.
+    pub fn set_tokens(&self, tokens: Option<Tokens>) {
+        self.gate.set(tokens);
+    }
+
+    /// From now on webhooks are taken by these hooks. The error is about a file with a key in it; then
+    /// nothing changes.
+    pub fn set_hooks(&self, hooks: &[config::Hook]) -> Result<(), String> {
+        self.hooks.set(hooks)
+    }
+
+    /// From now on new TCP connections are encrypted with this; with `None` they are not.
+    pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Recovery is done: requests reach this queue from now on. Only the first call counts.
@@ -280,23 +313,36 @@ impl Edge {
         request: Request<Incoming>,
         clock: &Clock,
     ) -> Result<Response<AnswerBody>, hyper::Error> {
-        if request.method() == Method::POST && request.uri().path() == "/v1/events" {
+        let path = request.uri().path();
+        if request.method() == Method::POST && (path == "/v1/events" || path.starts_with(hooks::PREFIX)) {
             return Ok(ingest::answer(request, clock, self).await?.map(Either::Left));
         }
         let body_unread = !hyper::body::Body::is_end_stream(request.body());
-        let answer = self.app.ops.spawn(self.router.clone().oneshot(request.map(axum::body::Body::new)));
-        let mut answer = match answer.await {
-            Ok(Ok(answer)) => answer.map(Either::Right),
-            Err(failed) => {
-                tracing::error!(error = %failed, "answering a request failed");
-                Problem::new(Slug::Internal, "answering the request failed").into_answer().map(Either::Left)
-            }
+        let admitted = match Need::of(request.method(), request.uri().path()) {
+            Need::Token(scope) => self.app.gate.admit(scope, request.headers()),
+            Need::Nothing | Need::Signature => Ok(()),
+        };
+        let mut answer = match admitted {
+            Ok(()) => self.answer_beside(request).await,
+            Err(problem) => problem.into_answer().map(Either::Left),
         };
         if body_unread && answer.extensions_mut().remove::<failures::BodyRead>().is_none() {
             clock.will_linger();
             close(&mut answer);
         }
         Ok(answer)
+    }
+
+    /// Answers on the ops runtime.
+    async fn answer_beside(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let answer = self.app.ops.spawn(self.router.clone().oneshot(request.map(axum::body::Body::new)));
+        match answer.await {
+            Ok(Ok(answer)) => answer.map(Either::Right),
+            Err(failed) => {
+                tracing::error!(error = %failed, "answering a request failed");
+                Problem::new(Slug::Internal, "answering the request failed").into_answer().map(Either::Left)
+            }
+        }
     }
 }
 
@@ -325,7 +371,7 @@ const PARK: Duration = Duration::from_millis(500);
 /// the drain on for whoever gets the sockets next. So a restart is a pause to clients, and no refusal.
 pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: impl Future<Output = ()>) {
     let mut server = Server::new(app.clone(), limits);
-    tracing::info!(listen = listener.describe(), "listening");
+    tracing::info!(listen = listener.describe(app.tls().is_some()), "listening");
     let mut listener = Some(listener);
     let mut shutdown = pin!(shutdown);
     let mut sweep = tokio::time::interval(server.deadlines.step());
@@ -439,9 +485,11 @@ impl Server {
         }
         let clock = Clock::begin();
         let edge = self.edge.clone();
-        let task = match stream {
-            Stream::Tcp(stream) => self.connections.spawn(connection::serve(stream, clock.clone(), edge)),
-            Stream::Unix(stream) => self.connections.spawn(connection::serve(stream, clock.clone(), edge)),
+        let (connections, clock_there) = (&mut self.connections, clock.clone());
+        let task = match (stream, self.edge.app.tls()) {
+            (Stream::Tcp(stream), None) => connections.spawn(connection::serve(stream, clock_there, edge)),
+            (Stream::Tcp(stream), Some(tls)) => connections.spawn(tls::serve(stream, tls, clock_there, edge)),
+            (Stream::Unix(stream), _) => connections.spawn(connection::serve(stream, clock_there, edge)),
         };
         self.clocks.insert(task.id(), clock);
     }
@@ -472,12 +520,17 @@ impl Server {
         if self.turned_away.len() >= MAX_TURNED_AWAY {
             return;
         }
-        let full = self.full.clone();
+        let (full, tls) = (self.full.clone(), self.edge.app.tls());
         self.turned_away.spawn(async move {
             let answered = async {
-                match stream {
-                    Stream::Tcp(stream) => connection::turn_away(stream, full).await,
-                    Stream::Unix(stream) => connection::turn_away(stream, full).await,
+                match (stream, tls) {
+                    (Stream::Tcp(stream), None) => connection::turn_away(stream, full).await,
+                    (Stream::Tcp(stream), Some(tls)) => {
+                        if let Ok(Some(stream)) = tls::handshake(stream, tls).await {
+                            connection::turn_away(stream, full).await;
+                        }
+                    }
+                    (Stream::Unix(stream), _) => connection::turn_away(stream, full).await,
                 }
             };
             // Whoever does not take the answer in time goes without.

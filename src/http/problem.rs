@@ -3,10 +3,11 @@
 //! Pure: what went wrong becomes a status, a slug and a sentence. The slugs are part of the contract.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -21,7 +22,9 @@ pub type Answer = Response<Full<Bytes>>;
 pub enum Slug {
     /// Not JSON, not UTF-8, not a valid CloudEvent, bad header encoding, bad parameter.
     Malformed,
-    /// The origin is not allowed to deliver here.
+    /// No token or signature, or a wrong one.
+    Unauthenticated,
+    /// The origin may not deliver here, or the token lacks the scope.
     Forbidden,
     /// Nothing has this address.
     NotFound,
@@ -57,6 +60,7 @@ impl Slug {
     fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
             Slug::Malformed => ("malformed", StatusCode::BAD_REQUEST, "Malformed request"),
+            Slug::Unauthenticated => ("unauthenticated", StatusCode::UNAUTHORIZED, "Unauthenticated"),
             Slug::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "Forbidden"),
             Slug::NotFound => ("not-found", StatusCode::NOT_FOUND, "Not found"),
             Slug::Released => ("released", StatusCode::NOT_FOUND, "Event released"),
@@ -101,6 +105,7 @@ pub struct Problem {
     retry_after: Option<u64>,
     unavailable: bool,
     allow: Option<&'static str>,
+    challenge: Option<&'static str>,
     close: bool,
 }
 
@@ -116,6 +121,7 @@ impl Problem {
             retry_after: wait.then_some(1),
             unavailable: false,
             allow: None,
+            challenge: None,
             close: false,
         }
     }
@@ -139,6 +145,18 @@ impl Problem {
     pub fn unavailable(mut self) -> Self {
         self.unavailable = true;
         self.retry_after = self.retry_after.or(Some(1));
+        self
+    }
+
+    /// Says how one would prove who one is.
+    pub fn challenge(mut self, challenge: &'static str) -> Self {
+        self.challenge = Some(challenge);
+        self
+    }
+
+    /// Says when to come again: in whole seconds, rounded up, so that a client never comes early.
+    pub fn come_again_in(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait.as_millis().div_ceil(1000).max(1) as u64);
         self
     }
 
@@ -201,6 +219,9 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -248,10 +269,11 @@ impl From<Refusal> for Problem {
             Refusal::TooLarge { .. } => Slug::TooLarge,
         };
         let mut problem = Problem::new(slug, refusal.to_string());
-        // Whole seconds, rounded up, so that a client never comes early.
-        problem.retry_after =
-            queue::retry_after(&refusal).map(|wait| wait.as_millis().div_ceil(1000).max(1) as u64);
-        problem
+        problem.retry_after = None;
+        match queue::retry_after(&refusal) {
+            Some(wait) => problem.come_again_in(wait),
+            None => problem,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The server over real sockets, with a queue in memory behind it.
 
+mod access;
 mod failures;
+mod tls;
 
 use std::sync::Mutex;
 

@@ -12,14 +12,14 @@ use serde_json::value::RawValue;
 use crate::harness::{Archived, Daemon, ROOMY, archive, eventflow, run, words};
 
 /// One event as its sender wrote it.
-struct Original {
+pub struct Original {
     line: String,
-    attributes: BTreeMap<String, Value>,
-    data: Option<String>,
+    pub attributes: BTreeMap<String, Value>,
+    pub data: Option<String>,
 }
 
 /// The file to send, and what is in it. Plain JSON lines are left out: they get new ids each time.
-fn input() -> (PathBuf, Vec<Original>) {
+pub fn input() -> (PathBuf, Vec<Original>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shared = root.join("../shared/corpus/github-webhooks.ndjson");
     let file = if shared.exists() {

@@ -1,6 +1,7 @@
 //! The documents against the code: what they list exists, with the defaults they state, and nothing
 //! that exists is missing from them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use eventflow::config::Config;
@@ -48,6 +49,44 @@ fn the_pages_list_every_key_as_the_code_has_it() {
     let page = root("docs/SINKS.md");
     let page = with_table(&page, "a webhook", &Config::table(Some("webhook")));
     is_current("docs/SINKS.md", &with_table(&page, "an exec sink", &Config::table(Some("exec"))));
+}
+
+/// Keys and values of printed tables, as `table.key` → value.
+fn settings(toml: &str) -> BTreeMap<String, String> {
+    let mut table = "";
+    let mut found = BTreeMap::new();
+    for line in toml.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            table = name.trim_matches(['[', ']']);
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            found.insert(format!("{table}.{key}"), value.to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_of_security_lists_every_key_of_a_hook() {
+    let page = root("docs/SECURITY.md");
+    let text = "[[hook]]\nname = \"a\"\ntype = \"hmac\"\nsecrets = [\"0123456789abcdef\"]\nheader = \"x\"\n\
+                source = \"s\"\nid_header = \"i\"\ntype_header = \"t\"\n";
+    let printed = |more: &str| {
+        let config = Config::parse("hook", &format!("{text}{more}"), Vec::new(), &[]).expect("valid");
+        settings(&config.to_toml())
+    };
+    let (plain, timed) = (printed(""), printed("timestamp_header = \"x\"\n"));
+    let mut keys: Vec<&str> = timed.keys().filter_map(|key| key.strip_prefix("hook.")).collect();
+    keys.push("secret_files");
+    for key in &keys {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{key}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/SECURITY.md lacks `{key}`"));
+        let given = ["name", "type", "secrets", "secret_files", "header", "source"].contains(key)
+            || key.ends_with("_header");
+        let default = if given { "–".to_owned() } else { format!("`{}`", plain[&format!("hook.{key}")]) };
+        assert!(row.contains(&format!("| {default} |")), "{key} is {default}, not as in {row}");
+    }
+    let listed = page.lines().skip_while(|line| !line.starts_with("| key | default | for |")).skip(2);
+    assert_eq!(listed.take_while(|line| line.starts_with('|')).count(), keys.len());
 }
 
 #[test]

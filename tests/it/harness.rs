@@ -273,6 +273,21 @@ impl Client {
         self.request("POST", "/v1/events", &[("content-type", media_type)], body)
     }
 
+    /// The status of a HEAD, whose answer names a length and has no body.
+    pub fn head(&mut self, path: &str, headers: &[(&str, &str)]) -> std::io::Result<u16> {
+        let mut stream = BufReader::new(TcpStream::connect(self.address)?);
+        stream.get_ref().set_read_timeout(Some(DEADLINE))?;
+        let mut message = format!("HEAD {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            message += &format!("{name}: {value}\r\n");
+        }
+        stream.get_mut().write_all(format!("{message}\r\n").as_bytes())?;
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, line))
+    }
+
     /// One request and its answer; after an error the next request opens a new connection.
     pub fn request(
         &mut self,

@@ -1,5 +1,6 @@
 //! The one integration binary: house rules, and black-box tests of the real `eventflow` binary.
 
+mod access;
 mod activation;
 mod cli;
 mod corpus;
@@ -9,6 +10,7 @@ mod failures;
 mod faults;
 mod full_disk;
 mod harness;
+mod hooks;
 mod hostile;
 mod index;
 mod kill;
@@ -17,5 +19,6 @@ mod sdk;
 mod snapshot;
 mod stop;
 mod tidy;
+mod tls;
 mod watchdog;
 mod webhook;

@@ -19,6 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::access::AccessArgs;
+use super::client::UrlArgs;
 use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::config::Config;
 use crate::disk::RealDisk;
@@ -75,6 +77,8 @@ struct WhereArgs {
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "data_dir"])]
     url: Option<String>,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
     config: ConfigArgs,
 }
 
@@ -83,7 +87,8 @@ impl WhereArgs {
     fn open<'a>(&self, disk: &'a RealDisk, access: Access) -> Result<Box<dyn Table + 'a>, Failure> {
         if self.config.config.is_none() && self.config.data_dir.is_none() {
             let url = self.url.clone().unwrap_or_else(|| DEFAULT_URL.to_owned());
-            return Ok(Box::new(remote::Remote::new(url)));
+            let url = UrlArgs { url, access: self.access.clone() };
+            return Ok(Box::new(remote::Remote::new(url)?));
         }
         let config: Config = self.config.load(None)?;
         Ok(match access {

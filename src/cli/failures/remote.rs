@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::super::Exit;
-use super::super::client::{UrlArgs, agent, unreachable};
+use super::super::client::{UrlArgs, unreachable};
 use super::{Failure, FilterArgs, Page, Shown, Table};
 use crate::queue::{Redrive, Selection};
 
@@ -21,8 +21,8 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub fn new(url: String) -> Self {
-        Self { url: UrlArgs { url }, agent: agent(ANSWER_WITHIN) }
+    pub fn new(url: UrlArgs) -> Result<Self, Failure> {
+        Ok(Self { agent: url.agent(ANSWER_WITHIN)?, url })
     }
 
     fn get(&self, path: &str) -> Result<(u16, String), Failure> {
