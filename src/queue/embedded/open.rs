@@ -109,6 +109,7 @@ pub(super) fn open_with(
     clock: Clock,
     index: Option<Place>,
 ) -> Result<Opened, OpenError> {
+    let index = Index::open(index); // takes its time while the rest is recovered
     let entropy = Arc::new(Mutex::new(entropy));
     let now = clock().0;
 
@@ -131,8 +132,7 @@ pub(super) fn open_with(
     let options = failures_options(config);
     let segments = options.budget_bytes / options.segment_bytes;
     let room = table_room(config, &options, &sinks);
-    let (failures, index, mut told) =
-        open_table(disk, options, &memory, index, is_damaged, share(&entropy), now)?;
+    let (failures, mut told) = open_table(disk, options, &memory, &index, is_damaged, share(&entropy), now)?;
     let rows_end = failures.log.next_offset();
 
     let mut state = restore(&memory, &wal, &sinks, &mut told, rows_end, is_damaged);
@@ -184,19 +184,19 @@ fn open_table(
     disk: Arc<dyn Disk>,
     options: log::Options,
     memory: &Memory,
-    index: Option<Place>,
+    index: &Index,
     is_damaged: bool,
     entropy: Entropy,
     now: i64,
-) -> Result<(Recovered, Index, BTreeMap<String, Told>), OpenError> {
+) -> Result<(Recovered, BTreeMap<String, Told>), OpenError> {
     let rows_known = memory.checkpoints.values().map(|checkpoint| checkpoint.rows_end).max().unwrap_or(0);
     let failures = log::recover(disk, options, rows_known, entropy, now).map_err(OpenError::Failures)?;
-    let (index, seed) = Index::open(index, failures.log.clone());
+    let seed = index.recall(&failures.log);
     // Damage is to be found now, by reading everything, and not when a row is asked for.
     let seed = seed.filter(|_| !is_damaged && failures.report.damage.is_empty());
     let told =
-        table::recall(&failures.log, &memory.checkpoints, &index, seed).map_err(OpenError::ReplayRows)?;
-    Ok((failures, index, told))
+        table::recall(&failures.log, &memory.checkpoints, index, seed).map_err(OpenError::ReplayRows)?;
+    Ok((failures, told))
 }
 
 /// Where the event log is and what it may take; `wal inspect` and `wal verify` use the same.

@@ -25,11 +25,12 @@
 pub(super) mod store;
 mod worker;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -190,7 +191,7 @@ fn tell(place: &Place, reason: &str, goes_on: bool) {
 /// The handle to the index; every call comes from any thread and returns soon.
 pub(super) struct Index {
     place: Option<Place>,
-    log: Log,
+    log: OnceLock<Log>,
     common: Arc<Common>,
     thread: Mutex<Option<Running>>,
 }
@@ -198,6 +199,10 @@ pub(super) struct Index {
 /// The thread that keeps it.
 struct Running {
     asks: SyncSender<Ask>,
+    /// Takes the row log.
+    log: SyncSender<Log>,
+    /// Gets what the first opening found.
+    seed: Receiver<Option<Seed>>,
     /// Its sender is dropped when the thread has ended.
     ended: Receiver<()>,
 }
@@ -209,21 +214,27 @@ impl std::fmt::Debug for Index {
 }
 
 impl Index {
-    /// Opens the index of a row log, as long as that may take; without a place there is none. Also what it
-    /// knows, if it may be believed.
-    pub fn open(place: Option<Place>, log: Log) -> (Self, Option<Seed>) {
-        let index = Self { place, log, common: Arc::default(), thread: Mutex::new(None) };
-        let Some(place) = &index.place else { return (index, None) };
-        let seed = {
-            let mut thread = index.thread();
-            let (first, seed) = sync_channel(1);
-            *thread = index.start(place, first, false);
-            seed.recv_timeout(place.deadline)
-        };
-        if seed.is_err() {
-            tracing::info!("the index of the failure table takes long to open; the row log is read instead");
+    /// Begins to open the index, on its own thread; without a place there is none.
+    pub fn open(place: Option<Place>) -> Self {
+        let index = Self { place, log: OnceLock::new(), common: Arc::default(), thread: Mutex::new(None) };
+        if let Some(place) = &index.place {
+            *index.thread() = index.start(place, false);
         }
-        (index, seed.unwrap_or_default())
+        index
+    }
+
+    /// Says which row log it is over, and waits until it is open, as long as that may take: what it knows,
+    /// if it may be believed.
+    pub fn recall(&self, log: &Log) -> Option<Seed> {
+        let log = self.log.get_or_init(|| log.clone());
+        let place = self.place.as_ref()?;
+        let thread = self.thread();
+        let running = thread.as_ref()?;
+        let _ = running.log.try_send(log.clone()); // a thread that has ended sends no seed
+        running.seed.recv_timeout(place.deadline).unwrap_or_else(|_| {
+            tracing::info!("the index of the failure table takes long to open; the row log is read instead");
+            None
+        })
     }
 
     /// Durable checkpoints count what the row log says below this place. Also looks after the thread.
@@ -239,7 +250,7 @@ impl Index {
             self.common.count_trouble(&mut watch)
         };
         tell(place, "it does not answer", goes_on);
-        *self.thread() = goes_on.then(|| self.start(place, sync_channel(1).0, true)).flatten();
+        *self.thread() = goes_on.then(|| self.start(place, true)).flatten();
     }
 
     /// What it knows of a sink's rows from one offset to another: perhaps not all of them, and perhaps
@@ -268,8 +279,8 @@ impl Index {
     }
 
     fn end(&self) {
-        let Some(Running { asks, ended }) = self.thread().take() else { return };
-        drop(asks);
+        let Some(Running { asks, log, ended, .. }) = self.thread().take() else { return };
+        drop((asks, log));
         if let Some(place) = &self.place {
             let _ = ended.recv_timeout(place.deadline); // a thread that hangs ends with the process
         }
@@ -283,23 +294,28 @@ impl Index {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self, place: &Place, first: SyncSender<Option<Seed>>, aside: bool) -> Option<Running> {
+    fn start(&self, place: &Place, aside: bool) -> Option<Running> {
         let (asks, asked) = sync_channel(MAX_ASKS);
+        let (log, logs) = sync_channel(1);
+        let (first, seed) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
-        let ticket = self.common.watch().ticket;
+        if let Some(known) = self.log.get() {
+            let _ = log.try_send(known.clone()); // there is room for one
+        }
         let worker = Worker {
             place: place.clone(),
-            log: self.log.clone(),
             common: Arc::clone(&self.common),
             asks: asked,
-            ticket,
+            logs,
+            log: OnceCell::new(),
+            ticket: self.common.watch().ticket,
         };
         let work = move || {
             worker.run(&first, aside);
             drop(end);
         };
         match thread::Builder::new().name("index".to_owned()).spawn(work) {
-            Ok(_) => Some(Running { asks, ended }),
+            Ok(_) => Some(Running { asks, log, seed, ended }),
             Err(error) => {
                 tracing::warn!(%error, "the index of the failure table has no thread; filters take longer");
                 None

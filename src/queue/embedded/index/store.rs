@@ -8,11 +8,14 @@
 //!
 //! Blocks the calling thread, and may panic in sled; the worker expects both.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Changes after which sled hands what it has gathered to the kernel. Left alone it gathers megabytes.
+const FLUSH_AFTER: u32 = 4;
 /// There while an opening has not come to its end.
 const OPENING: &str = "opening";
 
@@ -43,6 +46,7 @@ struct Sled {
     db: sled::Db,
     /// Its file, to sync it: sled's own flush only hands it to the kernel.
     file: File,
+    unflushed: Cell<u32>,
 }
 
 /// Opens sled.
@@ -50,7 +54,7 @@ pub fn open_sled(dir: &Path, cache_bytes: u64) -> Result<Box<dyn Store>, String>
     let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
     let db = config.open().map_err(|error| error.to_string())?;
     let file = File::open(dir.join("db")).map_err(|error| error.to_string())?;
-    Ok(Box::new(Sled { db, file }))
+    Ok(Box::new(Sled { db, file, unflushed: Cell::new(0) }))
 }
 
 impl Store for Sled {
@@ -74,7 +78,13 @@ impl Store for Sled {
                 None => batch.remove(key),
             }
         }
-        self.db.apply_batch(batch).map_err(|error| error.to_string())
+        self.db.apply_batch(batch).map_err(|error| error.to_string())?;
+        self.unflushed.set(self.unflushed.get() + 1);
+        if self.unflushed.get() >= FLUSH_AFTER {
+            self.unflushed.set(0);
+            self.db.flush().map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), String> {

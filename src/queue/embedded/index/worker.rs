@@ -13,6 +13,7 @@
 //! under `catch_unwind` and shows the time it began, so that the owner can tell a hang. Whatever goes wrong
 //! costs a rebuild, and after a few of them the index is left alone until the next start.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::hash::Hasher as _;
@@ -39,7 +40,8 @@ const SYNC_EVERY: Duration = Duration::from_secs(5);
 const BLOCK_ROWS: u64 = 32;
 /// Records and bytes of the row log, and blocks of the index, that are read at once.
 const READ_RECORDS: usize = 1024;
-const READ_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 512 << 10;
+const READ_BLOCKS: usize = 128;
 /// Longest `type` that is kept; a longer one is looked up in the row log.
 const MAX_KIND_BYTES: usize = 256;
 /// The key of the mark; no sink's name begins with it.
@@ -97,9 +99,12 @@ impl From<String> for Trouble {
 /// The thread's own.
 pub(super) struct Worker {
     pub place: Place,
-    pub log: Log,
     pub common: Arc<Common>,
     pub asks: Receiver<Ask>,
+    /// Brings the row log, which is recovered while the index opens.
+    pub logs: Receiver<Log>,
+    /// The row log, once it is there.
+    pub log: OnceCell<Log>,
     /// Which worker this is; another one that counts means that it was replaced.
     pub ticket: u64,
 }
@@ -190,7 +195,7 @@ impl Worker {
         let (mark, seed) = self.load(&*store, is_known)?;
         self.inside(|| store::opened(&self.place.dir))?;
         let _ = first.try_send(seed);
-        let reader = self.log.reader(mark.applied);
+        let reader = self.log()?.reader(mark.applied);
         let mut open = Open { store, mark, reader, synced_at: Instant::now(), is_synced: true };
         let ended = self.serve(&mut open);
         // Closing it may panic as well.
@@ -241,12 +246,11 @@ impl Worker {
     /// Reads the index whole. What it says is a seed when it may be believed, and without an index there is
     /// none; everything else is trouble.
     fn load(&self, store: &dyn Store, is_known: bool) -> Result<(IndexMark, Option<Seed>), Trouble> {
-        let fresh = IndexMark { applied: self.log.first_offset(), ..IndexMark::default() };
         let mut found = IndexMark::default();
         let mut rows: BTreeMap<String, Rows> = BTreeMap::new();
         let mut after = FIRST.to_vec();
         loop {
-            let blocks = self.inside(|| store.scan(&after, LAST, READ_RECORDS))?;
+            let blocks = self.inside(|| store.scan(&after, LAST, READ_BLOCKS))?;
             let Some((last, _)) = blocks.last() else { break };
             after.clone_from(last);
             for (key, value) in &blocks {
@@ -262,11 +266,14 @@ impl Worker {
                 }
             }
         }
-        let Some(mark) = self.inside(|| store.get(MARK))? else {
+        let mark = self.inside(|| store.get(MARK))?;
+        let log = self.log()?;
+        let fresh = IndexMark { applied: log.first_offset(), ..IndexMark::default() };
+        let Some(mark) = mark else {
             if found.rows > 0 {
                 return Err(Trouble::Broken("it has rows and no mark".to_owned()));
             }
-            if !is_known && self.log.durable_end() > fresh.applied {
+            if !is_known && log.durable_end() > fresh.applied {
                 self.common.note_rebuild();
                 let dir = self.place.dir.display();
                 tracing::warn!(%dir, "there is no index of the failure table; it is built from the row log");
@@ -277,26 +284,21 @@ impl Worker {
         if (mark.rows, mark.sum) != (found.rows, found.sum) {
             return Err(Trouble::Broken("its entries are not what its mark says".to_owned()));
         }
-        if !self.is_of_this_log(&mark) {
+        if !is_of_this_log(&mark, log) {
             return Err(Trouble::Broken("it belongs to another row log, or is far behind".to_owned()));
         }
         let applied = mark.applied.max(fresh.applied);
         Ok((IndexMark { applied, ..mark }, Some(Seed { applied, rows })))
     }
 
-    /// Whether the row log still is the one that the index was read from.
-    fn is_of_this_log(&self, mark: &IndexMark) -> bool {
-        if mark.applied > self.log.durable_end() {
-            return false;
+    /// The row log; waits until it is there.
+    fn log(&self) -> Result<&Log, Trouble> {
+        if let Some(log) = self.log.get() {
+            return Ok(log);
         }
-        let Some((place, known)) = mark.anchor else {
-            return mark.rows == 0 && mark.applied <= self.log.first_offset();
-        };
-        let Ok(chunk) = self.log.reader(place).read(1, 1) else { return false };
-        let record = chunk.records.first().filter(|record| record.offset == place);
-        record.is_some_and(|record| {
-            digest([chunk.bytes(record), &record.accepted_at_micros.to_le_bytes()]) == known
-        })
+        // Whoever opens has given up.
+        let log = self.logs.recv().map_err(|_| Trouble::Replaced)?;
+        Ok(self.log.get_or_init(|| log))
     }
 
     /// Takes in some of what the row log says beyond; `true` when there is more.
@@ -333,6 +335,21 @@ impl Worker {
         open.is_synced = false;
         Ok(open.mark.applied < until)
     }
+}
+
+/// Whether the row log still is the one that an index was read from.
+fn is_of_this_log(mark: &IndexMark, log: &Log) -> bool {
+    if mark.applied > log.durable_end() {
+        return false;
+    }
+    let Some((place, known)) = mark.anchor else {
+        return mark.rows == 0 && mark.applied <= log.first_offset();
+    };
+    let Ok(chunk) = log.reader(place).read(1, 1) else { return false };
+    let record = chunk.records.first().filter(|record| record.offset == place);
+    record.is_some_and(|record| {
+        digest([chunk.bytes(record), &record.accepted_at_micros.to_le_bytes()]) == known
+    })
 }
 
 /// The entries of a sink's rows from one offset to another.

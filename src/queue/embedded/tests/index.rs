@@ -119,7 +119,8 @@ fn closed(disk: &SimulatedDisk, place: &Place) -> Told {
 /// What an index in `place` has to say about the log on `disk`: its rows, if it may be believed.
 fn seed(disk: &SimulatedDisk, place: &Place) -> Option<u64> {
     let house = House::open_with(&disk.kill(), &tiny(), hook()).unwrap();
-    let (index, seed) = Index::open(Some(place.clone()), house.queue.shared.failures.clone());
+    let index = Index::open(Some(place.clone()));
+    let seed = index.recall(&house.queue.shared.failures);
     index.close();
     seed.map(|seed| seed.rows.values().map(|rows| rows.len()).sum())
 }
