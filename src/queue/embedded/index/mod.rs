@@ -44,6 +44,8 @@ use worker::Worker;
 
 /// Times in one life of the daemon that it is set aside and built anew.
 const MAX_TROUBLES: u64 = 3;
+/// Below this the index never counts as too large.
+const LEAST_BYTES: u64 = 64 << 20;
 /// Questions that wait for an answer at the same time.
 const MAX_ASKS: usize = 8;
 /// How long a question waits for its answer; the row log answers as well.
@@ -58,7 +60,7 @@ pub(super) struct Place {
     pub dir: PathBuf,
     /// Memory for the library's cache.
     pub cache_bytes: u64,
-    /// Above this it is built anew, smaller.
+    /// Above this it is built anew, smaller: sled hardly ever gives room back.
     pub max_bytes: u64,
     /// An opening, or any one call, that takes longer hangs.
     pub deadline: Duration,
@@ -72,7 +74,7 @@ impl Place {
         Self {
             dir: config.data_dir.join("state.sled"),
             cache_bytes: config.failures.index_cache_bytes,
-            max_bytes: config.failures.budget_bytes,
+            max_bytes: config.failures.budget_bytes.max(LEAST_BYTES),
             deadline: config.failures.index_deadline,
             open: Arc::new(store::open_sled),
         }

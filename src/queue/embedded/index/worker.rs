@@ -116,6 +116,10 @@ struct Open {
     reader: Reader,
     synced_at: Instant,
     is_synced: bool,
+    /// It is being built from nothing.
+    is_building: bool,
+    /// Bytes it took when it had been built.
+    built_bytes: u64,
 }
 
 impl Worker {
@@ -194,9 +198,18 @@ impl Worker {
         })?;
         let (mark, seed) = self.load(&*store, is_known)?;
         self.inside(|| store::opened(&self.place.dir))?;
+        let is_building = seed.is_none();
         let _ = first.try_send(seed);
         let reader = self.log()?.reader(mark.applied);
-        let mut open = Open { store, mark, reader, synced_at: Instant::now(), is_synced: true };
+        let mut open = Open {
+            store,
+            mark,
+            reader,
+            synced_at: Instant::now(),
+            is_synced: true,
+            is_building,
+            built_bytes: 0,
+        };
         let ended = self.serve(&mut open);
         // Closing it may panic as well.
         let closed = self.inside(|| {
@@ -237,7 +250,14 @@ impl Worker {
     fn sync(&self, open: &mut Open) -> Result<(), Trouble> {
         let bytes = self.inside(|| open.store.sync().and_then(|()| open.store.bytes()))?;
         (open.synced_at, open.is_synced) = (Instant::now(), true);
-        if bytes > self.place.max_bytes {
+        if open.is_building {
+            if open.mark.applied >= self.common.counted_end() {
+                (open.is_building, open.built_bytes) = (false, bytes);
+            }
+            return Ok(());
+        }
+        // What it takes as small as it can be is no reason to build it anew.
+        if bytes > self.place.max_bytes.max(2 * open.built_bytes) {
             return Err(Trouble::Useless("it has grown too large"));
         }
         Ok(())

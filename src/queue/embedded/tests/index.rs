@@ -453,3 +453,18 @@ fn a_store_that_fails_or_panics_at_any_call_changes_nothing_but_a_rebuild() {
         assert!(calls > 20, "{calls} calls were tried");
     }
 }
+
+#[test]
+fn one_that_has_grown_too_large_is_built_anew() {
+    let (disk, dir) = (SimulatedDisk::new(1), TempDir::new().unwrap());
+    let place = Place { max_bytes: 0, ..place(dir.path()) };
+    let before = closed(&disk, &place);
+    let old = place.dir.join("old");
+    fs::write(&old, "").unwrap();
+    let house = open(&disk, place.clone());
+    assert_eq!((told(&house), rebuilds(&house)), (before.clone(), 0), "it is no trouble");
+    house.close();
+    assert!(!old.exists(), "it was removed");
+    let house = open(&disk, place);
+    assert_eq!((told(&house), rebuilds(&house)), (before, 0), "however far the new one has come");
+}
