@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::planted::{self, Mistake};
+
 /// Frames begin on multiples of this many bytes, so that a search after damage has few candidates.
 pub const ALIGN: usize = 8;
 /// Bytes of a frame header.
@@ -235,7 +237,8 @@ pub fn entries_from<'a>(
 
 /// Whether a record's bytes are the ones its table entry was written for.
 pub fn check_record(header: &Header, offset: u64, entry: &Entry, bytes: &[u8]) -> bool {
-    entry.len as usize == bytes.len() && bind(crc32fast::hash(bytes), header.salt, offset) == entry.crc
+    let holds = || bind(crc32fast::hash(bytes), header.salt, offset) == entry.crc;
+    entry.len as usize == bytes.len() && (holds() || planted::made(Mistake::NoChecksum))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

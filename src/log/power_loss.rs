@@ -369,6 +369,16 @@ fn a_log_that_forgot_one_kind_of_sync_would_be_caught() {
     }
 }
 
+#[cfg(feature = "planted")]
+#[test]
+fn a_log_that_believed_stale_bytes_would_be_caught() {
+    use crate::planted::{Mistake, plant};
+    plant(Some(Mistake::StaleBytesTrusted));
+    let caught = (0..8).any(|script| catch_unwind(|| explore(script, 1, |_| {})).is_err());
+    plant(None);
+    assert!(caught, "stale bytes are believed unnoticed");
+}
+
 /// Runs the script with a fault in it, then boots from the page cache, then after a power loss.
 fn with_fault(script: u64, place: impl Fn() -> String, arm: impl Fn(&SimulatedDisk)) -> u64 {
     let mut run = Run::new(script);

@@ -22,6 +22,7 @@ use super::frame::{self, Header, Kind, Record, frame_bytes};
 use super::segment::{self, Segment, SegmentHeader, segment_name};
 use super::{AppendError, Entropy, LogError, NoRoom};
 use crate::disk::{Access, DiskFile};
+use crate::planted::{self, Mistake};
 
 /// The group's buffer is kept between groups up to this size.
 const KEEP_GROUP_BYTES: usize = 4 << 20;
@@ -169,7 +170,10 @@ impl Writer {
         };
         let written = active.file.write_all_at(&self.group, active.position);
         written.map_err(|e| self.shared.fail(LogError::io("writing", active.path(), &e)))?;
-        let synced = active.file.sync_data();
+        let mut synced = active.file.sync_data();
+        if synced.is_err() && planted::made(Mistake::SyncRetried) {
+            synced = active.file.sync_data();
+        }
         synced.map_err(|e| self.shared.fail(LogError::io("syncing", active.path(), &e)))?;
         let end = active.position + self.group.len() as u64;
         match &active.stage {

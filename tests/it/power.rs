@@ -8,8 +8,11 @@
 //!
 //! `EVENTFLOW_CRASH_SEEDS` (default 1) is the number of scripts. A failure names what brings it back.
 
+mod damage;
 mod forgetful;
 mod house;
+#[cfg(feature = "planted")]
+mod planted;
 mod script;
 mod verdict;
 

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::log::frame::Record;
 use crate::log::{AppendError, LogError, Writer};
+use crate::planted::{self, Mistake};
 use crate::queue::{Appended, Refusal};
 
 use super::dedupe::{self, Dedupe};
@@ -149,7 +150,9 @@ impl Committer {
             self.answers.push((append.answer, appended.map_err(refusal)));
         }
         self.group = group;
-        if let Err(error) = self.writer.commit() {
+        if let Err(error) = self.writer.commit()
+            && !planted::made(Mistake::AckOnError)
+        {
             return Err(self.fail(error));
         }
         for (answer, outcome) in self.answers.drain(..) {

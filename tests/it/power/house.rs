@@ -96,12 +96,23 @@ pub struct House {
     /// Batches on their way to the mirror.
     pub in_flight: Vec<Claim>,
     pub report: Report,
+    ledger_report: Report,
     clock: Arc<AtomicI64>,
 }
 
 impl House {
-    /// Opens everything as the daemon does. `now` is what the clock says.
+    /// Opens everything as the daemon does, after nothing worse than a crash. `now` is what the clock says.
     pub fn open(disk: Arc<dyn Disk>, salts: u64, now: Micros) -> House {
+        let house = Self::open_damaged(disk, salts, now);
+        for report in [&house.report, &house.ledger_report] {
+            assert!(report.damage.is_empty(), "a crash is no damage: {:?}", report.damage);
+            assert!(report.foreign.is_empty(), "files of our own: {:?}", report.foreign);
+        }
+        house
+    }
+
+    /// Opens everything as the daemon does, whatever has become of the files.
+    pub fn open_damaged(disk: Arc<dyn Disk>, salts: u64, now: Micros) -> House {
         let config = config();
         let infos = config.sinks.iter().map(|sink| SinkInfo {
             name: sink.name.clone(),
@@ -121,15 +132,22 @@ impl House {
         );
         let Opened { queue, committer, ledger, stock, mut resumes, wal_report, ledger_report, .. } =
             opened.expect("an opening never refuses");
-        for report in [&wal_report, &ledger_report] {
-            assert!(report.damage.is_empty(), "a crash is no damage: {:?}", report.damage);
-            assert!(report.foreign.is_empty(), "files of our own: {:?}", report.foreign);
-        }
         let refusing = queue.status().refusing;
         assert!(!matches!(refusing, Some(Refusal::StorageFull)), "there is room, and it says: {refusing:?}");
         let archive = sink::open(&config.sinks[0], &config.data_dir, disk, resumes.swap_remove(0));
         let archive = archive.expect("an opening never refuses");
-        House { queue, committer, ledger, stock, archive, in_flight: vec![], report: wal_report, clock }
+        let in_flight = Vec::new();
+        House {
+            queue,
+            committer,
+            ledger,
+            stock,
+            archive,
+            in_flight,
+            report: wal_report,
+            ledger_report,
+            clock,
+        }
     }
 
     pub fn post(&self, ids: &[u64], at: Micros) -> Result<Receipt, Refusal> {
@@ -215,18 +233,47 @@ pub fn archive(disk: &SimulatedDisk) -> Vec<Line> {
     lines
 }
 
+/// The lines of a damaged archive, and those that are not as they were written, with their files.
+pub fn archive_lines(disk: &SimulatedDisk) -> (Vec<Line>, Vec<(PathBuf, String)>) {
+    let (mut lines, mut mangled) = (Vec::new(), Vec::new());
+    for path in disk.files().into_iter().filter(|path| path.starts_with("/data/archive")) {
+        let bytes = disk.read_file(&path).expect("a file");
+        for line in String::from_utf8_lossy(&bytes).lines() {
+            match undamaged(line).filter(|read| read.text() == line) {
+                Some(read) => lines.push(read),
+                None => mangled.push((path.clone(), line.to_owned())),
+            }
+        }
+    }
+    (lines, mangled)
+}
+
 /// Takes a line apart and compares each byte of it.
 fn read_line(line: &str) -> Line {
+    let read = undamaged(line).unwrap_or_else(|| panic!("not of this test: {line}"));
+    assert_eq!(line, read.text(), "not as it was sent");
+    read
+}
+
+/// What a line says it is; `None` when that cannot be seen any more.
+fn undamaged(line: &str) -> Option<Line> {
     let take = |name: &str| {
-        let from = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}")) + name.len() + 3;
-        &line[from..from + line[from..].find('"').expect("a closing quote")]
+        let from = line.find(name)? + name.len() + 3;
+        line.get(from..)?.split_once('"').map(|(value, _)| value)
     };
-    let id = take("\"id")[1..].parse().unwrap_or_else(|_| panic!("not of this test: {line}"));
-    let offset = take("\"eventflowoffset").parse().expect("an offset");
-    let accepted_at = Micros::parse_rfc3339(take("\"eventflowtime")).expect("a time");
-    let sent = text(id).replace(['\r', '\n'], " ");
-    let body = sent.strip_suffix('}').expect("an object");
-    let time = accepted_at.to_rfc3339();
-    assert_eq!(line, format!(r#"{body},"eventflowoffset":"{offset}","eventflowtime":"{time}"}}"#));
-    Line { offset, id, accepted_at }
+    Some(Line {
+        offset: take("\"eventflowoffset")?.parse().ok()?,
+        id: take("\"id")?.get(1..)?.parse().ok()?,
+        accepted_at: Micros::parse_rfc3339(take("\"eventflowtime")?)?,
+    })
+}
+
+impl Line {
+    /// The line that the archive has for this event.
+    fn text(&self) -> String {
+        let sent = text(self.id).replace(['\r', '\n'], " ");
+        let body = sent.strip_suffix('}').expect("an object");
+        let (offset, time) = (self.offset, self.accepted_at.to_rfc3339());
+        format!(r#"{body},"eventflowoffset":"{offset}","eventflowtime":"{time}"}}"#)
+    }
 }

@@ -226,6 +226,12 @@ impl Run {
         self.house.as_mut().expect("a process runs")
     }
 
+    /// Starts on files that were damaged while no process ran.
+    pub fn start_damaged(&mut self) {
+        let salts = self.random.next_u64();
+        self.house = Some(House::open_damaged(Arc::clone(&self.through), salts, self.history.now));
+    }
+
     pub fn start(&mut self) {
         let salts = self.random.next_u64();
         self.house = Some(House::open(Arc::clone(&self.through), salts, self.history.now));
@@ -319,6 +325,16 @@ impl Run {
         }
         self.house().committer.commit_pending().expect("the disk works");
         self.hear();
+    }
+
+    /// Commits on a disk that may fail; whether it worked. Whoever was told 202 counts as told.
+    #[cfg(feature = "planted")]
+    pub fn try_commit(&mut self) -> bool {
+        let works = self.house().committer.commit_pending().is_ok();
+        if works {
+            self.hear();
+        }
+        works
     }
 
     /// Takes the answers that are there now.

@@ -23,6 +23,7 @@ const MODULES: &[Module] = &[
     Module { name: "disk", level: 0, must_not_know: &[] },
     Module { name: "event", level: 0, must_not_know: &[] },
     Module { name: "pulse", level: 0, must_not_know: &[] },
+    Module { name: "planted", level: 0, must_not_know: &[] },
     Module { name: "log", level: 1, must_not_know: &["event"] },
     Module { name: "sink", level: 1, must_not_know: &[] },
     Module { name: "queue", level: 2, must_not_know: &[] },
