@@ -19,6 +19,7 @@ mod descriptors;
 mod drain;
 mod lock;
 mod notify;
+mod reload;
 mod signals;
 mod snapshot;
 mod stopped;
@@ -53,6 +54,8 @@ use activation::Passed;
 use builder::Serving;
 use drain::Drain;
 use lock::Lock;
+pub use reload::Reread;
+use reload::{InForce, Reload};
 use snapshot::Snapshots;
 use vigil::{Ended, Vigil, Watch};
 
@@ -101,14 +104,15 @@ pub enum Error {
     Failed(String),
 }
 
-/// Runs the daemon until a signal stops it.
-pub fn serve(config: &Config) -> Result<(), Error> {
+/// Runs the daemon until a signal stops it; `reread` reads the configuration again when one asks for that.
+pub fn serve(config: &Config, reread: Reread) -> Result<(), Error> {
     // Before any file is opened: what is not open of what should have been passed must not be ours.
     let passed = Passed::take()?;
     descriptors::raise();
     let operations = operations()?;
-    let stop = signals::listen(passed.manager, &operations)?;
-    let ended = run(Builder::new(config.clone()), passed, operations.handle(), stop, |_| {});
+    let reload = Reload { asked: Arc::default(), read: Some(reread) };
+    let stop = signals::listen(reload.asked.clone(), &operations)?;
+    let ended = run(Builder::new(config.clone()), passed, operations.handle(), (stop, reload), |_| {});
     // What does not end by itself (a delivery past its time) ends with the process.
     operations.shutdown_background();
     ended
@@ -127,7 +131,7 @@ fn run(
     Builder { config, mut own, .. }: Builder,
     passed: Passed,
     operations: &Handle,
-    stop: watch::Receiver<bool>,
+    (stop, reload): (watch::Receiver<bool>, Reload),
     tell: impl FnOnce(Serving),
 ) -> Result<(), Error> {
     let config = &config;
@@ -151,7 +155,7 @@ fn run(
 
     // Open the sinks, before any thread writes: a sink that cannot be opened leaves nothing running.
     let (stop_workers, workers_stop) = watch::channel(false);
-    let workers = open_workers(config, &mut own, &disk, &queue, resumes, &workers_stop)?;
+    let (workers, shared) = open_workers(config, &mut own, &disk, &queue, resumes, &workers_stop)?;
 
     // Set everything going; the committer last, so that nothing is accepted before all else stands.
     vigil.start("ledger", move || Ok(ledger.run()?))?;
@@ -181,7 +185,8 @@ fn run(
         "serving"
     );
     tell(Serving { url, queue: queue.clone() });
-    let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue));
+    let in_force = InForce { config: config.clone(), app: &app, sinks: shared, manager };
+    let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue, reload, in_force));
 
     // Drain.
     manager.stopping();
@@ -335,7 +340,7 @@ fn storage_error(dir: &Path, kind: io::ErrorKind, reason: &str) -> Error {
     }
 }
 
-/// The workers of every sink, each with an instance of the sink of its own.
+/// The workers of every sink, each with an instance of the sink of its own; and what those of one sink share.
 fn open_workers(
     config: &Config,
     own: &mut BTreeMap<String, OpenSink>,
@@ -343,8 +348,8 @@ fn open_workers(
     queue: &Arc<EmbeddedQueue>,
     resumes: Vec<Resume>,
     stop: &watch::Receiver<bool>,
-) -> Result<Vec<Worker>, Error> {
-    let mut workers = Vec::new();
+) -> Result<(Vec<Worker>, Vec<Arc<Availability>>), Error> {
+    let (mut workers, mut shared) = (Vec::new(), Vec::new());
     for (id, (sink, resume)) in (0..).map(SinkId).zip(config.sinks.iter().zip(resumes)) {
         let availability = Arc::new(Availability::new(sink));
         for _ in 0..sink.workers {
@@ -358,8 +363,9 @@ fn open_workers(
                 pulse: Arc::default(),
             });
         }
+        shared.push(availability);
     }
-    Ok(workers)
+    Ok((workers, shared))
 }
 
 fn open_sink(
@@ -385,16 +391,26 @@ fn worker_name(worker: &Worker, number: usize) -> String {
     format!("{}{}-{number}", drain::SINK, worker.config.name)
 }
 
-/// Waits for a signal (`None`) or for something that ended before it was told to.
+/// Waits for a signal to stop (`None`) or for something that ended before it was told to; and reads the
+/// configuration again meanwhile, as often as that is asked for.
 async fn wait_for_the_end(
     mut stop: watch::Receiver<bool>,
     vigil: &mut Vigil,
     queue: &EmbeddedQueue,
+    mut reload: Reload,
+    mut in_force: InForce<'_>,
 ) -> Option<Error> {
-    let Ended { name, how } = tokio::select! {
-        // An error means that whoever could stop the daemon is gone; it stops then, too.
-        _ = stop.wait_for(|stop| *stop) => return None,
-        ended = vigil.next() => ended,
+    let Ended { name, how } = loop {
+        tokio::select! {
+            // An error means that whoever could stop the daemon is gone; it stops then, too.
+            _ = stop.wait_for(|stop| *stop) => return None,
+            ended = vigil.next() => break ended,
+            () = reload.asked.notified() => {
+                if let Some(reread) = &mut reload.read {
+                    in_force.renew(reread);
+                }
+            }
+        }
     };
     // Failed storage ends several threads at once; it is the reason, whichever was heard first.
     Some(match (queue.failed(), how) {

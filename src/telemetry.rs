@@ -7,12 +7,16 @@
 mod journal;
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{LogFormat, Telemetry};
+
+/// Changes the filter of the logging that was set up.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Sets up logging for the process.
 pub fn init(config: &Telemetry) {
@@ -24,14 +28,29 @@ pub fn init(config: &Telemetry) {
     };
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let lines = || tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colour);
+    let (filter, level) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     // Fails only when logging is set up already, and then there is nothing to do.
-    let _ = match (config.format, journal) {
+    let done = match (config.format, journal) {
         (LogFormat::Text, Some(journal)) => registry.with(journal).try_init(),
         (LogFormat::Text, None) => registry.with(lines().with_target(false)).try_init(),
         (LogFormat::Json, _) => registry.with(lines().json().flatten_event(true)).try_init(),
     };
+    if done.is_ok() {
+        // Set once, like the logging that it changes.
+        let _ = LEVEL.set(level);
+    }
     log_panics();
+}
+
+/// Logs by another level or filter from now on.
+pub fn set_level(level: &str) {
+    // Without logging of our own there is nothing to change; the configuration has checked the filter.
+    if let (Some(handle), Ok(filter)) = (LEVEL.get(), EnvFilter::try_new(level))
+        && let Err(error) = handle.reload(filter)
+    {
+        tracing::error!(%error, "the log level stays as it is");
+    }
 }
 
 /// A panic becomes a log line with its place; what it means is for whoever watches the thread.

@@ -227,9 +227,13 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Serve { config, listen, log_format } => {
-            let config = config.load_under(&[("http.listen", listen), ("telemetry.format", log_format)])?;
+            let load = move || {
+                config
+                    .load_under(&[("http.listen", listen.clone()), ("telemetry.format", log_format.clone())])
+            };
+            let config = load()?;
             telemetry::init(&config.telemetry);
-            daemon::serve(&config)?;
+            daemon::serve(&config, Box::new(load))?;
             Ok(Exit::Done)
         }
         Verb::Check { config, explain } => {

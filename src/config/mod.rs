@@ -9,6 +9,7 @@
 //! durations; `print` writes a [`Config`] back as TOML; `keys` says what each key means and how to add
 //! one, and `explain` makes the documents from that.
 
+mod change;
 mod exec;
 mod explain;
 mod files;
@@ -375,6 +376,11 @@ impl Config {
         settings.add_env(env);
         settings.add_flags(flags);
         read::read(settings)
+    }
+
+    /// The keys in which `new` differs from this one; of secrets only that they do.
+    pub fn changed(&self, new: &Config) -> Vec<String> {
+        change::changed(self, new)
     }
 
     /// The configuration as TOML that [`Config::load`] reads back into the same configuration.

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 
 use super::activation::Passed;
+use super::reload::Reload;
 use super::{Error, operations, run};
 use crate::config::{Config, ConfigError, SinkConfig};
 use crate::queue::Queue;
@@ -82,7 +83,7 @@ impl Builder {
                 // Fails only when the program does not wait for it any more; then it stops anyway.
                 let _ = serving.send(news);
             };
-            let ended = run(self, Passed::default(), operations.handle(), stopped, tell);
+            let ended = run(self, Passed::default(), operations.handle(), (stopped, Reload::never()), tell);
             operations.shutdown_background();
             ended
         };

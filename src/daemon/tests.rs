@@ -20,7 +20,13 @@ fn start(dir: &Path, more: &str) -> (watch::Sender<bool>, Daemon) {
     let (stop, stopped) = watch::channel(false);
     let daemon = std::thread::spawn(move || {
         let operations = operations().unwrap();
-        let ended = run(Builder::new(config), Passed::default(), operations.handle(), stopped, |_| {});
+        let ended = run(
+            Builder::new(config),
+            Passed::default(),
+            operations.handle(),
+            (stopped, Reload::never()),
+            |_| {},
+        );
         operations.shutdown_background();
         ended
     });

@@ -1,4 +1,4 @@
-//! Whether a sink's target can be reached, as all workers of that sink know it.
+//! Whether a sink's target can be reached, as all workers of that sink know it, and by which policy they retry.
 //!
 //! One of them finds out, all of them wait, and the first that gets through ends the wait of the
 //! others. An outage is not an event's fault, so no attempt of any event is counted here. No I/O and
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config::SinkConfig;
+use crate::config::{Retry, SinkConfig};
 
 use super::backoff::Backoff;
 
@@ -24,6 +24,7 @@ pub struct Availability {
 #[derive(Debug)]
 struct State {
     backoff: Backoff,
+    retry: Retry,
     /// Nobody tries before this.
     until: Option<Instant>,
     /// What was last said about it.
@@ -43,7 +44,20 @@ impl Availability {
     /// A target about which nothing bad is known.
     pub fn new(config: &SinkConfig) -> Self {
         let backoff = Backoff::new(config.backoff_initial, config.backoff_max);
-        Self { state: Mutex::new(State { backoff, until: None, is_down: false }), back: Notify::new() }
+        let state = State { backoff, retry: config.retry, until: None, is_down: false };
+        Self { state: Mutex::new(state), back: Notify::new() }
+    }
+
+    /// Retries and waits as `config` says from now on. A wait under way stays as long as it is.
+    pub fn adjust(&self, config: &SinkConfig) {
+        let mut state = self.state();
+        state.retry = config.retry;
+        state.backoff.adjust(config.backoff_initial, config.backoff_max);
+    }
+
+    /// What becomes of an event that fails.
+    pub(super) fn retry(&self) -> Retry {
+        self.state().retry
     }
 
     /// Until when nobody tries; `None` when one may.
@@ -117,6 +131,24 @@ mod tests {
         let later = now + SECOND;
         assert_eq!(target.down_until(later), None);
         assert_eq!(target.failed(later, u64::MAX, None), Some(Down { wait: 2 * SECOND, is_new: false }));
+    }
+
+    #[test]
+    fn another_policy_holds_from_the_next_failure_on() {
+        let target = availability();
+        let now = Instant::now();
+        target.failed(now, u64::MAX, None);
+        let retry = Retry { max_attempts: 3, ..Retry::default() };
+        target.adjust(&SinkConfig {
+            backoff_initial: 5 * SECOND,
+            backoff_max: 7 * SECOND,
+            retry,
+            ..SinkConfig::embedded("test")
+        });
+        assert_eq!(target.retry(), retry);
+        assert_eq!(target.down_until(now), Some(now + SECOND), "the wait under way stays");
+        let later = now + SECOND;
+        assert_eq!(target.failed(later, u64::MAX, None), Some(Down { wait: 7 * SECOND, is_new: false }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,11 @@ impl Backoff {
         Self { initial, max, tries: 0 }
     }
 
+    /// Waits by other limits from now on, without forgetting how often it was in vain.
+    pub fn adjust(&mut self, initial: Duration, max: Duration) {
+        (self.initial, self.max) = (initial, max);
+    }
+
     /// It worked: the next wait is a first one again.
     pub fn reset(&mut self) {
         self.tries = 0;

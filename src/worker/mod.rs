@@ -183,7 +183,7 @@ impl Run {
             Outcomes::AllDelivered => Box::new(std::iter::repeat(Outcome::Delivered)),
             Outcomes::Each(each) => Box::new(each.into_iter()),
         };
-        let now = (self.clock)();
+        let (now, retry) = ((self.clock)(), self.availability.retry());
         let mut positions = positions.map(|positions| positions.into_iter().peekable());
         let mut fates = Vec::with_capacity(claim.batch.events.len());
         for at in 0..claim.batch.events.len() {
@@ -194,7 +194,7 @@ impl Run {
             // What was not tried is the end of the batch; without a fate it goes back.
             let Some(outcome) = outcomes.next() else { break };
             let random = (self.entropy)();
-            fates.push(policy::fate(&self.config.retry, outcome, claim.attempts(at), now, random));
+            fates.push(policy::fate(&retry, outcome, claim.attempts(at), now, random));
         }
         Fates::Each(fates)
     }

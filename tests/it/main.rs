@@ -15,6 +15,7 @@ mod hostile;
 mod index;
 mod kill;
 mod power;
+mod reload;
 mod sdk;
 mod snapshot;
 mod stop;
