@@ -10,7 +10,7 @@ use std::io;
 use tokio::sync::oneshot;
 
 use crate::event::{Attributes, Micros};
-use crate::log::{ReadError, Reader};
+use crate::log::{Log, ReadError};
 use crate::queue::{
     FailedEvent, FailurePage, FailureQuery, FailureRow, QueueError, Redrive, RowState, Selection, SinkId,
 };
@@ -20,13 +20,13 @@ use super::read_failed;
 use super::rows::Row;
 use super::settle::{self, Settling};
 use super::state::{Redriving, Shared};
-use super::table::told;
+use super::table::{ByPlace, told};
 
 /// Most rows a page has.
 const MAX_PAGE_ROWS: usize = 1000;
 /// Effort of one page while a filter finds nothing: looking at a row in memory and in the index, and
 /// reading one from the disk.
-const MAX_EFFORT: usize = 50_000;
+const MAX_EFFORT: usize = 20_000;
 const LOOK_EFFORT: usize = 1;
 const READ_EFFORT: usize = 10;
 /// Times a row is looked up anew because it moved.
@@ -41,12 +41,24 @@ pub(super) struct Found {
     pub text: Vec<u8>,
 }
 
+/// Readers of what rows are made of. Neighbouring rows have neighbouring records of each kind.
+struct Records {
+    events: ByPlace,
+    changes: ByPlace,
+}
+
+impl Records {
+    fn new(log: &Log) -> Self {
+        Self { events: ByPlace::new(log), changes: ByPlace::new(log) }
+    }
+}
+
 /// A page of rows.
 pub(super) fn page(shared: &Shared, query: &FailureQuery) -> Result<FailurePage, QueueError> {
     let limit = query.limit.clamp(1, MAX_PAGE_ROWS);
     let at_once = if asks_for_text(query) { MAX_PAGE_ROWS } else { limit };
     let mut page = FailurePage::default();
-    let mut reader = shared.failures.reader(0);
+    let mut records = Records::new(&shared.failures);
     let mut effort = 0;
     let mut after = query.after;
     loop {
@@ -63,7 +75,7 @@ pub(super) fn page(shared: &Shared, query: &FailureQuery) -> Result<FailurePage,
             let wanted = query.state.is_none_or(|state| state == state_of(&row))
                 && known.is_none_or(|known| may_match(query, &row, known));
             effort += if wanted { READ_EFFORT } else { LOOK_EFFORT };
-            let found = if wanted { find(shared, &mut reader, sink, offset)? } else { None };
+            let found = if wanted { find(shared, &mut records, sink, offset)? } else { None };
             if let Some(row) = found.map(|found| describe(sink, &found)).filter(|row| matches(query, row)) {
                 page.rows.push(row);
             }
@@ -125,8 +137,8 @@ fn may_match(query: &FailureQuery, row: &Row, known: &Indexed) -> bool {
 
 /// One row with its event.
 pub(super) fn one(shared: &Shared, sink: SinkId, offset: u64) -> Result<Option<FailedEvent>, QueueError> {
-    let mut reader = shared.failures.reader(0);
-    let found = find(shared, &mut reader, sink, offset)?;
+    let mut records = Records::new(&shared.failures);
+    let found = find(shared, &mut records, sink, offset)?;
     Ok(found.map(|found| FailedEvent {
         row: describe(sink, &found),
         accepted_at: Micros(found.head.accepted_at),
@@ -175,11 +187,11 @@ pub(super) async fn redrive(
 /// The texts of rows that the caller holds, ascending. Rows that are gone meanwhile, and those that
 /// damage took, are left out.
 pub(super) fn read_held(shared: &Shared, sink: usize, offsets: &[u64]) -> Result<Vec<Found>, QueueError> {
-    let mut reader = shared.failures.reader(0);
+    let mut records = Records::new(&shared.failures);
     let id = SinkId(sink as u16);
     let mut found = Vec::with_capacity(offsets.len());
     for offset in offsets {
-        found.extend(find(shared, &mut reader, id, *offset)?);
+        found.extend(find(shared, &mut records, id, *offset)?);
     }
     Ok(found)
 }
@@ -187,7 +199,7 @@ pub(super) fn read_held(shared: &Shared, sink: usize, offsets: &[u64]) -> Result
 /// Reads a row, wherever it is by now; `None` when there is none.
 fn find(
     shared: &Shared,
-    reader: &mut Reader,
+    records: &mut Records,
     sink: SinkId,
     offset: u64,
 ) -> Result<Option<Found>, QueueError> {
@@ -195,19 +207,16 @@ fn find(
     let look_up = || shared.state().sinks.get(index).and_then(|progress| progress.rows.get(offset).copied());
     for _ in 0..MAX_MOVES {
         let Some(row) = look_up() else { return Ok(None) };
-        reader.seek(row.place);
-        let chunk = match reader.read(1, 1) {
-            Ok(chunk) => chunk,
+        let record = match records.events.record(row.place) {
+            Ok(record) => record,
             Err(ReadError::Released { .. }) => continue,
             Err(error) => return Err(read_failed(error, offset)),
         };
-        let record = chunk.records.first().filter(|record| record.offset == row.place);
         if let Some(record) = record
-            && let Ok((RowRecord::Parked(head) | RowRecord::Kept(head), text)) =
-                codec::decode_row(chunk.bytes(record))
+            && let Ok((RowRecord::Parked(head) | RowRecord::Kept(head), text)) = codec::decode_row(&record)
             && (&head.sink, head.offset) == (&shared.infos[index].name, offset)
         {
-            let head = told(&shared.failures, head, &row);
+            let head = told(&mut records.changes, head, &row);
             return Ok(Some(Found { offset, row, head, text: text.to_vec() }));
         }
         if look_up().is_some_and(|now| now.place == row.place) {

@@ -18,6 +18,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::log::frame::{self, Record as Frame};
 use crate::log::{AppendError, Log, LogError, ReadError, Reader, Step, Stock, Writer};
 use crate::queue::{Redrive, Selection};
@@ -42,6 +44,9 @@ const REDRIVE_BYTES: u64 = 512;
 /// Records and bytes read at once.
 const READ_RECORDS: usize = 1024;
 const READ_BYTES: usize = 1 << 20;
+/// Records that are read on over, to come to one.
+const NEAR: u64 = 64;
+const NEAR_BYTES: usize = 64 << 10;
 
 /// How much of a log with `segments` of `segment_bytes` live rows may take, when none of them takes
 /// more than `row_bytes`: the end of a segment into which a frame did not fit is lost.
@@ -244,6 +249,7 @@ impl Table {
         if chunk.range.is_empty() {
             reader.seek(end);
         }
+        let mut changes = ByPlace::new(&self.log);
         let mut carried = Vec::new();
         for record in chunk.records.iter().filter(|record| record.offset < end) {
             let Ok((RowRecord::Parked(head) | RowRecord::Kept(head), text)) =
@@ -257,7 +263,7 @@ impl Table {
                 .rows_of(&self.shared.infos, &head.sink)
                 .and_then(|rows| rows.get(head.offset).copied().filter(|row| row.place == record.offset));
             let Some(row) = row else { continue };
-            let mut head = told(&self.log, head, &row);
+            let mut head = told(&mut changes, head, &row);
             (head.is_dead, head.attempts, head.due_at) = (row.is_dead, row.attempts, row.due_at);
             let (sink, offset) = (head.sink.clone(), head.offset);
             match codec::encode_row(&RowRecord::Kept(head), text) {
@@ -389,14 +395,48 @@ fn count_for_frame(lengths: impl Iterator<Item = usize>, max_bytes: u64) -> usiz
     fits.count().max(1)
 }
 
+/// Reads single records by place, those not far behind the one before without beginning anew.
+#[derive(Debug)]
+pub(super) struct ByPlace {
+    reader: Reader,
+}
+
+impl ByPlace {
+    pub fn new(log: &Log) -> Self {
+        Self { reader: log.reader(log.first_offset()) }
+    }
+
+    /// The record at `place`; `None` when damage took it.
+    pub fn record(&mut self, place: u64) -> Result<Option<Bytes>, ReadError> {
+        let at = self.reader.position();
+        if !(at..=at.saturating_add(NEAR)).contains(&place) {
+            self.reader.seek(place);
+        }
+        loop {
+            let most = place.saturating_sub(self.reader.position()) as usize + 1;
+            let chunk = match self.reader.read(most, NEAR_BYTES) {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    // What lies before may be gone when the place itself is not.
+                    self.reader.seek(place);
+                    return Err(error);
+                }
+            };
+            if chunk.range.is_empty() || chunk.range.end > place {
+                let record = chunk.records.iter().find(|record| record.offset == place);
+                return Ok(record.map(|record| chunk.share(record)));
+            }
+        }
+    }
+}
+
 /// The head of a row with the last failure told of it.
-pub(super) fn told(log: &Log, mut head: RowHead, row: &Row) -> RowHead {
+pub(super) fn told(changes: &mut ByPlace, mut head: RowHead, row: &Row) -> RowHead {
     if row.told == row.place {
         return head;
     }
-    let Ok(chunk) = log.reader(row.told).read(1, 1) else { return head };
-    let Some(record) = chunk.records.first().filter(|record| record.offset == row.told) else { return head };
-    if let Ok((RowRecord::Changed(change), _)) = codec::decode_row(chunk.bytes(record)) {
+    let Ok(Some(record)) = changes.record(row.told) else { return head };
+    if let Ok((RowRecord::Changed(change), _)) = codec::decode_row(&record) {
         tell(&mut head, change);
     }
     head
