@@ -18,7 +18,9 @@ mod builder;
 mod descriptors;
 mod drain;
 mod lock;
+mod metrics;
 mod notify;
+mod process;
 mod reload;
 mod signals;
 mod snapshot;
@@ -32,6 +34,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
@@ -41,7 +44,7 @@ use crate::config::{Config, ConfigError, Http, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener, Services};
-use crate::log::LogError;
+use crate::log::{LogError, Report};
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
@@ -54,6 +57,7 @@ use activation::Passed;
 use builder::Serving;
 use drain::Drain;
 use lock::Lock;
+use metrics::{Metrics, Started};
 pub use reload::Reread;
 use reload::{InForce, Reload};
 use snapshot::Snapshots;
@@ -145,6 +149,7 @@ fn run(
 
     // Listen: who comes during recovery gets an answer, not a refused connection.
     let app = App::new(operations.clone());
+    let metrics = Metrics::behind(&app, config, disk.clone());
     let_in(config, &app)?;
     let (ingest, url) = Ingest::start(config, passed, app.clone(), &mut vigil)?;
 
@@ -177,13 +182,8 @@ fn run(
     drop(telling);
     let telling = alive::serving(manager, operations, parts);
     manager.ready();
-    tracing::info!(
-        first_offset = wal_report.first_offset,
-        next_offset = wal_report.next_offset,
-        clean_stop = wal_report.clean_stop,
-        took_ms = began.elapsed().as_millis() as u64,
-        "serving"
-    );
+    tell_serving(&wal_report, began.elapsed());
+    metrics.started(Started { sinks: shared.clone(), report: wal_report, took: began.elapsed() });
     tell(Serving { url, queue: queue.clone() });
     let in_force = InForce { config: config.clone(), app: &app, sinks: shared, manager };
     let trouble = operations.block_on(wait_for_the_end(stop, &mut vigil, &queue, reload, in_force));
@@ -217,6 +217,16 @@ fn let_in(config: &Config, app: &App) -> Result<(), ConfigError> {
     app.set_tls(tls);
     warn_of_clear_text(&config.http);
     Ok(())
+}
+
+fn tell_serving(report: &Report, took: Duration) {
+    tracing::info!(
+        first_offset = report.first_offset,
+        next_offset = report.next_offset,
+        clean_stop = report.clean_stop,
+        took_ms = took.as_millis() as u64,
+        "serving"
+    );
 }
 
 /// Makes the data directory, durably, and locks it.

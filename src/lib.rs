@@ -22,6 +22,7 @@ pub mod disk;
 pub mod event;
 pub mod http;
 pub mod log;
+pub mod meter;
 pub mod planted;
 pub mod pulse;
 pub mod queue;

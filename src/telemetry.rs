@@ -1,10 +1,12 @@
-//! Logs: where they go and how they look.
+//! Logs: where they go and how they look; [`metrics`] has the names of what is counted.
 //!
 //! One line per state change, on standard error: text for people, JSON for machines. Colour only on
 //! a terminal. Where standard error leads to systemd's journal, text goes there with its fields (`journal`).
 //! Set up once, before anything else runs; a second set-up (tests) is ignored.
 
 mod journal;
+
+pub mod metrics;
 
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;

@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, State as FromState};
+use axum::extract::{FromRequestParts, Path, State as FromState};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::any;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
 
 use crate::config;
-use crate::queue::{Lookup, Refusal, SinkId, SinkStatus, Status};
+use crate::queue::{EventState, Lookup, Refusal, SinkId, SinkState, SinkStatus, Status};
 
-use super::failures;
+use super::openapi::{self, CloudEvent, Routes, one_of, problems, unavailable};
 use super::problem::{Answer, Problem, Slug};
-use super::snapshot;
-use super::{App, State};
+use super::{App, State, failures, ingest, snapshot};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -43,30 +45,67 @@ impl IntoResponse for Problem {
     }
 }
 
-/// All routes but the hot one.
+/// All routes but the hot one, which is described here all the same.
 pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
     let shared = Shared {
         app,
         body_timeout: limits.body_timeout,
         webhook_allowed_origin: limits.webhook_allowed_origin.as_deref().map(Arc::from),
     };
-    Router::new()
-        .route("/livez", get(livez))
-        .route("/healthz", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/v1/status", get(status))
-        .route("/v1/events", any(events))
-        .route("/v1/hooks/{name}", any(|| async { Problem::method_not_allowed("POST") }))
-        .route("/v1/events/{offset}", get(event))
-        .route("/v1/sinks/{name}/pause", post(pause))
-        .route("/v1/sinks/{name}/resume", post(resume))
-        .route("/v1/snapshot", post(snapshot::take))
-        .merge(failures::routes())
+    routes()
+        .into_router()
         .fallback(|| async { Problem::new(Slug::NotFound, "nothing has this address") })
         .method_not_allowed_fallback(|method: Method| async move {
             Problem::new(Slug::MethodNotAllowed, format!("this address does not know {method}"))
         })
         .with_state(shared)
+}
+
+/// Each route with its description.
+pub(super) fn routes() -> Routes {
+    use Slug::{Forbidden, Malformed, NotFound, Overloaded, Recovering, Released, RequestTimeout};
+    use Slug::{ShuttingDown, StorageFailed, StorageFull, TooLarge, WalFull};
+    let not_ready = [Recovering, ShuttingDown, StorageFailed, StorageFull, WalFull, Overloaded];
+    let routes = Routes::default()
+        .add(__path_livez, livez, problems(&[StorageFailed]))
+        .add(__path_healthz, healthz, problems(&[StorageFailed]))
+        .add(__path_readyz, readyz, unavailable(&not_ready))
+        .add(__path_status, status, problems(&[]))
+        .add(__path_metrics, metrics, problems(&[]))
+        .add(openapi::__path_openapi, openapi::openapi, problems(&[]))
+        .serve("/v1/events", any(events))
+        .describe(ingest::__path_post_events, problems(&ingest::PROBLEMS))
+        .describe(__path_events, problems(&[Forbidden, Slug::MethodNotAllowed]))
+        .serve("/v1/hooks/{name}", any(|| async { Problem::method_not_allowed("POST") }))
+        .describe(ingest::__path_post_hook, problems(&ingest::HOOK_PROBLEMS))
+        .add(__path_event, event, problems(&[Malformed, NotFound, Released, Recovering, StorageFailed]))
+        .add(__path_pause, pause, problems(&[Malformed, NotFound, Recovering, StorageFailed]))
+        .add(__path_resume, resume, problems(&[Malformed, NotFound, Recovering, StorageFailed]));
+    let snapshot = [
+        Malformed,
+        Slug::Conflict,
+        RequestTimeout,
+        TooLarge,
+        Recovering,
+        ShuttingDown,
+        StorageFailed,
+        StorageFull,
+    ];
+    failures::add_to(routes.add(snapshot::__path_take, snapshot::take, problems(&snapshot)))
+}
+
+/// A part of an address, decoded.
+pub(super) struct Part<T>(pub T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Part<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(part) = Path::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejected| Problem::new(Slug::Malformed, rejected.body_text()))?;
+        Ok(Self(part))
+    }
 }
 
 pub(super) fn json(value: &impl Serialize) -> Answered {
@@ -77,12 +116,21 @@ pub(super) fn json(value: &impl Serialize) -> Answered {
     Ok(answer)
 }
 
-#[derive(Serialize)]
+/// A word for probes that read bodies.
+#[derive(Serialize, ToSchema)]
 struct Health {
+    #[schema(schema_with = health_words)]
     status: &'static str,
 }
 
-/// The process works, unless storage has failed.
+fn health_words() -> Schema {
+    one_of(["ok", "ready"])
+}
+
+/// Whether the process works.
+///
+/// It does, unless storage has failed.
+#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, description = "It works.", body = Health)))]
 async fn livez(FromState(shared): FromState<Shared>) -> Answered {
     let failed = match shared.app.known_queue() {
         Ok(queue) => queue.admit(0) == Err(Refusal::StorageFailed),
@@ -94,27 +142,43 @@ async fn livez(FromState(shared): FromState<Shared>) -> Answered {
     json(&Health { status: "ok" })
 }
 
+/// The same as `/livez`.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, description = "It works.", body = Health)))]
+async fn healthz(shared: FromState<Shared>) -> Answered {
+    livez(shared).await
+}
+
 /// `/readyz` asks for this much room: a log that has a few bytes left takes no event worth its name.
 const ORDINARY_EVENT_BYTES: u64 = 4096;
 
-/// An event posted now would be accepted.
+/// Whether an event posted now would be accepted.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses((status = 200, description = "It would.", body = Health)))]
 async fn readyz(FromState(shared): FromState<Shared>) -> Answered {
     let queue = shared.app.open_queue()?;
     queue.admit(ORDINARY_EVENT_BYTES).map_err(|refusal| Problem::from(refusal).unavailable())?;
     json(&Health { status: "ready" })
 }
 
-#[derive(Serialize)]
+/// One look at everything that is counted.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Status)]
 struct StatusAnswer<'a> {
     version: &'static str,
     uptime_seconds: f64,
+    #[schema(schema_with = states)]
     state: &'static str,
     wal: WalAnswer,
     failures: FailuresAnswer,
     sinks: Vec<SinkAnswer<'a>>,
 }
 
-#[derive(Serialize)]
+fn states() -> Schema {
+    one_of([State::Recovering, State::Serving, State::Draining, State::Failed].map(State::as_str))
+}
+
+/// The write-ahead log.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Wal)]
 struct WalAnswer {
     first_offset: u64,
     next_offset: u64,
@@ -125,15 +189,21 @@ struct WalAnswer {
     damaged_ranges: u64,
 }
 
-#[derive(Serialize)]
+/// The failure table.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailureTable)]
 struct FailuresAnswer {
+    /// How often its index had to be built anew since the start.
     index_rebuilds: u64,
 }
 
-#[derive(Serialize)]
+/// One sink. At every instant, accepted and matching = delivered + dropped + dead + retrying + pending.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Sink)]
 struct SinkAnswer<'a> {
     name: &'a str,
     r#type: &'static str,
+    #[schema(schema_with = sink_states)]
     state: &'static str,
     acked_offset: u64,
     pending: u64,
@@ -143,7 +213,12 @@ struct SinkAnswer<'a> {
     delivered: u64,
     dropped: u64,
     skipped: u64,
+    #[schema(required)]
     last_error: Option<&'a str>,
+}
+
+fn sink_states() -> Schema {
+    one_of([SinkState::Running, SinkState::Paused, SinkState::BackingOff].map(SinkState::as_str))
 }
 
 impl<'a> From<&'a SinkStatus> for SinkAnswer<'a> {
@@ -166,6 +241,12 @@ impl<'a> From<&'a SinkStatus> for SinkAnswer<'a> {
 }
 
 /// One look at everything; while recovering, at what is known so far.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    tag = "health",
+    responses((status = 200, description = "What is counted now.", body = StatusAnswer))
+)]
 async fn status(FromState(shared): FromState<Shared>) -> Answered {
     let app = &shared.app;
     let now = app.known_queue().map_or_else(|_| Status::default(), |queue| queue.status());
@@ -189,8 +270,42 @@ async fn status(FromState(shared): FromState<Shared>) -> Answered {
     })
 }
 
+/// Everything that is counted, for Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "health",
+    responses((status = 200, description = "The text format 0.0.4.", content_type = "text/plain", body = String))
+)]
+async fn metrics(FromState(shared): FromState<Shared>) -> Answered {
+    let scraped = spawn_blocking(move || shared.app.scrape.get().map(|scrape| scrape(&shared.app))).await;
+    let text =
+        scraped.map_err(|failed| Problem::new(Slug::Internal, format!("the scrape failed: {failed}")))?;
+    let mut answer = Answer::new(Full::new(Bytes::from(text.unwrap_or_default())));
+    let text_format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, text_format);
+    Ok(answer)
+}
+
 /// The methods of the hot route's address that are not POST: the webhook handshake (CloudEvents
 /// HTTP 1.1 Web Hooks, section 4) where it is switched on.
+#[utoipa::path(
+    options,
+    path = "/v1/events",
+    tag = "events",
+    operation_id = "handshake",
+    summary = "The webhook handshake",
+    description = "CloudEvents HTTP 1.1 Web Hooks, section 4, where `http.webhook_allowed_origin` switches it on.",
+    params(("WebHook-Request-Origin" = Option<String>, Header, description = "Who wants to deliver.")),
+    responses(
+        (
+            status = 200,
+            description = "This origin may deliver.",
+            headers(("WebHook-Allowed-Origin" = String), ("WebHook-Allowed-Rate" = String))
+        ),
+        (status = 204, description = "Nobody asked for an origin.")
+    )
+)]
 async fn events(FromState(shared): FromState<Shared>, method: Method, headers: HeaderMap) -> Answered {
     let Some(allowed) = shared.webhook_allowed_origin.as_deref() else {
         return Err(Problem::method_not_allowed("POST"));
@@ -216,13 +331,26 @@ async fn events(FromState(shared): FromState<Shared>, method: Method, headers: H
     Ok(answer)
 }
 
-#[derive(Serialize)]
+/// An event, and where each sink stands with it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EventAtSinks)]
 struct EventAnswer {
     offset: u64,
+    /// When it was accepted.
+    #[schema(format = DateTime)]
     time: String,
+    /// As it was accepted.
+    #[schema(value_type = CloudEvent)]
     event: Box<RawValue>,
     #[serde(serialize_with = "as_map")]
+    #[schema(schema_with = event_states)]
     sinks: Vec<(String, &'static str)>,
+}
+
+fn event_states() -> Schema {
+    use EventState::{Dead, Delivered, Dropped, InFlight, Pending, Retrying};
+    let states = one_of([Pending, InFlight, Retrying, Dead, Delivered, Dropped].map(EventState::as_str));
+    ObjectBuilder::new().additional_properties(Some(states)).build().into()
 }
 
 /// Keeps the configured order, which a map of serde's would not.
@@ -238,7 +366,14 @@ pub(super) fn raw_event(text: Vec<u8>) -> Result<Box<RawValue>, Problem> {
 }
 
 /// One event, and where each sink stands with it.
-async fn event(FromState(shared): FromState<Shared>, Path(offset): Path<String>) -> Answered {
+#[utoipa::path(
+    get,
+    path = "/v1/events/{offset}",
+    tag = "events",
+    params(("offset" = u64, Path, description = "Which event.")),
+    responses((status = 200, description = "It is still in the log or in the failure table.", body = EventAnswer))
+)]
+async fn event(FromState(shared): FromState<Shared>, Part(offset): Part<String>) -> Answered {
     let offset: u64 =
         offset.parse().map_err(|_| Problem::new(Slug::Malformed, "an offset is a number of 64 bits"))?;
     let queue = shared.app.known_queue()?.clone();
@@ -258,15 +393,32 @@ async fn event(FromState(shared): FromState<Shared>, Path(offset): Path<String>)
     }
 }
 
-async fn pause(FromState(shared): FromState<Shared>, Path(name): Path<String>) -> Answered {
+/// Stops claiming for a sink; lasts across restarts until resumed.
+#[utoipa::path(
+    post,
+    path = "/v1/sinks/{name}/pause",
+    tag = "sinks",
+    params(("name" = String, Path, description = "Which sink.")),
+    responses((status = 200, description = "Done, durably.", body = Paused))
+)]
+async fn pause(FromState(shared): FromState<Shared>, Part(name): Part<String>) -> Answered {
     set_paused(&shared, &name, true).await
 }
 
-async fn resume(FromState(shared): FromState<Shared>, Path(name): Path<String>) -> Answered {
+/// Starts claiming for a sink.
+#[utoipa::path(
+    post,
+    path = "/v1/sinks/{name}/resume",
+    tag = "sinks",
+    params(("name" = String, Path, description = "Which sink.")),
+    responses((status = 200, description = "Done, durably.", body = Paused))
+)]
+async fn resume(FromState(shared): FromState<Shared>, Part(name): Part<String>) -> Answered {
     set_paused(&shared, &name, false).await
 }
 
-#[derive(Serialize)]
+/// Whether a sink is paused now.
+#[derive(Serialize, ToSchema)]
 struct Paused<'a> {
     name: &'a str,
     paused: bool,

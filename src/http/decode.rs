@@ -38,6 +38,23 @@ pub enum Form {
 }
 
 impl Form {
+    /// What each is called where requests are counted.
+    pub const NAMES: [&'static str; 6] = ["batch", "structured", "binary", "lines", "json", "hook"];
+
+    /// Webhooks are counted apart, whatever they become.
+    pub const HOOK: usize = 5;
+
+    /// Its place in [`Form::NAMES`].
+    pub fn number(&self) -> usize {
+        match self {
+            Self::Batch => 0,
+            Self::Structured => 1,
+            Self::Binary(_) => 2,
+            Self::Lines => 3,
+            Self::Json => 4,
+        }
+    }
+
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let content_type = content_type(headers)?;
         let essence = binary::essence(content_type.map_or(&b""[..], HeaderValue::as_bytes));
@@ -106,6 +123,11 @@ impl Head {
     /// A head that says nothing but how the body is read.
     pub fn plain(form: Form) -> Self {
         Self { form, query: None, idempotency_keys: Vec::new() }
+    }
+
+    /// How the body is read.
+    pub fn form(&self) -> &Form {
+        &self.form
     }
 
     /// Reads the head. Nothing of the body is needed to refuse it.

@@ -36,6 +36,7 @@ const MAX_FIELDS: usize = 24;
 pub struct Taken<'a> {
     receipt: Receipt,
     id: Option<String>,
+    format: usize,
     accepted_at: Micros,
     /// Until the answer is out.
     _under_way: UnderWay<'a>,
@@ -87,6 +88,7 @@ pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
     let accepted_at = Micros::now();
     let mut held = edge.budget.hold(); // until the queue counts these bytes as waiting
     held.grow(body.len() as u64).ok()?;
+    let format = plain.form.number();
     let Decoded { batch, id } =
         decode(&Head::plain(plain.form), body, accepted_at, edge.event_limits).ok()?;
     if batch.is_empty() {
@@ -98,7 +100,7 @@ pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
     }
     let receipt = queue.append(batch, accepted_at).ok()?;
     let _ = ahead.split_to(plain.body.end);
-    Some(Taken { receipt, id, accepted_at, _under_way: under_way })
+    Some(Taken { receipt, id, format, accepted_at, _under_way: under_way })
 }
 
 impl Taken<'_> {
@@ -110,9 +112,12 @@ impl Taken<'_> {
             Ok(appended) => appended,
             Err(refusal) => {
                 let closing = edge.app.is_ending();
-                return (Problem::from(refusal).to_wire(closing, Some(date)), closing);
+                let problem = Problem::from(refusal);
+                edge.app.traffic.refused(problem.slug());
+                return (problem.to_wire(closing, Some(date)), closing);
             }
         };
+        edge.app.traffic.accepted(self.format, appended);
         // So that no client sends another request into a connection that is about to close.
         let closing = edge.app.is_ending();
         let text = accepted_text(appended, self.id.as_deref());

@@ -7,23 +7,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State as FromState};
-use axum::routing::{get, post};
+use axum::extract::{Query, State as FromState};
 use globset::Glob;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use utoipa::openapi::schema::Schema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::event::Micros;
 use crate::queue::{
     FailedEvent, FailureQuery, FailureRow, Queue, QueueError, Redrive, RowState, Selection, SinkId,
 };
 
-use super::admin::{Answered, Shared, json, raw_event};
+use super::admin::{Answered, Part, Shared, json, raw_event};
+use super::openapi::{self, CloudEvent, Routes, one_of, problems};
 use super::problem::{Problem, Slug};
 
 /// Rows of a page: the most, and those of a request that does not say.
@@ -35,12 +36,14 @@ const MAX_OFFSETS: usize = 10_000;
 const MAX_BODY: usize = 512 * 1024;
 
 /// The routes below `/v1/failures`.
-pub(super) fn routes() -> Router<Shared> {
-    Router::new()
-        .route("/v1/failures", get(list))
-        .route("/v1/failures/{sink}/{offset}", get(show))
-        .route("/v1/failures/retry", post(retry))
-        .route("/v1/failures/drop", post(drop_rows))
+pub(super) fn add_to(routes: Routes) -> Routes {
+    use Slug::{Malformed, NotFound, Recovering, RequestTimeout, StorageFailed, TooLarge};
+    let change = [Malformed, NotFound, Recovering, RequestTimeout, StorageFailed, TooLarge];
+    routes
+        .add(__path_list, list, problems(&[Malformed, NotFound, Recovering, StorageFailed]))
+        .add(__path_show, show, problems(&[Malformed, NotFound, Recovering, StorageFailed]))
+        .add(__path_retry, retry, problems(&change))
+        .add(__path_drop_rows, drop_rows, problems(&change))
 }
 
 /// An answer to a request whose body was read to its end: its connection may go on.
@@ -62,20 +65,32 @@ fn name_of(queue: &dyn Queue, sink: SinkId) -> &str {
     queue.sinks().get(usize::from(sink.0)).map_or("", |info| &info.name)
 }
 
-/// A row as it is answered.
-#[derive(Serialize)]
+/// An event that a sink did not take.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failure)]
 struct Row<'a> {
     sink: &'a str,
     offset: u64,
+    #[schema(schema_with = row_states)]
     state: &'static str,
+    /// Attempts made, counted anew since the last redrive.
     attempts: u32,
+    #[schema(format = DateTime)]
     first_failed_at: String,
+    #[schema(format = DateTime)]
     last_failed_at: String,
+    /// When it is tried again; null when it is not.
+    #[schema(required, format = DateTime)]
     due_at: Option<String>,
+    /// Why it failed last.
     error: &'a str,
     id: &'a str,
     source: &'a str,
     r#type: &'a str,
+}
+
+fn row_states() -> Schema {
+    one_of([RowState::Retrying, RowState::Dead].map(RowState::as_str))
 }
 
 impl<'a> Row<'a> {
@@ -97,16 +112,29 @@ impl<'a> Row<'a> {
 }
 
 /// The query of a list, as it comes.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Asked {
+    /// Rows of this sink.
     sink: Option<String>,
+    /// Rows in this state.
+    #[param(schema_with = row_states)]
     state: Option<String>,
+    /// Rows behind this one: the `next` of an earlier page, or an offset where `sink` is given.
     after: Option<String>,
+    /// Most rows of a page; 100 without it.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 1000)]
     limit: Option<String>,
+    /// Rows whose event's `type` matches this pattern.
     r#type: Option<String>,
+    /// Rows whose error contains this text.
     error: Option<String>,
+    /// Rows that failed last at this time or later.
+    #[param(format = DateTime)]
     from: Option<String>,
+    /// Rows that failed last before this time.
+    #[param(format = DateTime)]
     to: Option<String>,
 }
 
@@ -163,12 +191,27 @@ fn read_cursor(queue: &dyn Queue, sink: Option<SinkId>, cursor: &str) -> Result<
     Ok((at, offset.parse().map_err(|_| wrong())?))
 }
 
+/// A page of the failure table, ascending by sink and offset.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailurePage)]
+struct Page<'a> {
+    /// The rows; on a page that is not the last there may be few or none.
+    failures: Vec<Row<'a>>,
+    /// The `after` of the next page; null on the last one.
+    #[schema(required)]
+    next: Option<String>,
+}
+
+/// Rows of the failure table.
+#[utoipa::path(
+    get,
+    path = "/v1/failures",
+    tag = "failures",
+    operation_id = "list_failures",
+    params(Asked),
+    responses((status = 200, description = "A page of them.", body = Page))
+)]
 async fn list(FromState(shared): FromState<Shared>, asked: Result<Query<Asked>, QueryRejection>) -> Answered {
-    #[derive(Serialize)]
-    struct Page<'a> {
-        failures: Vec<Row<'a>>,
-        next: Option<String>,
-    }
     let queue = Arc::clone(shared.app.known_queue()?);
     let Query(asked) = asked.map_err(|rejected| malformed(rejected.body_text()))?;
     let query = asked.into_query(&*queue)?;
@@ -181,17 +224,35 @@ async fn list(FromState(shared): FromState<Shared>, asked: Result<Query<Asked>, 
     json(&Page { failures: page.rows.iter().map(|row| Row::new(&*queue, row)).collect(), next })
 }
 
+/// A row with its event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailedEvent)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    row: Row<'a>,
+    #[schema(format = DateTime)]
+    accepted_at: String,
+    /// As it was accepted.
+    #[schema(value_type = CloudEvent)]
+    event: Box<RawValue>,
+}
+
+/// One row with its event.
+#[utoipa::path(
+    get,
+    path = "/v1/failures/{sink}/{offset}",
+    tag = "failures",
+    operation_id = "show_failure",
+    params(
+        ("sink" = String, Path, description = "The sink that did not take it."),
+        ("offset" = u64, Path, description = "The event's offset."),
+    ),
+    responses((status = 200, description = "The row.", body = Shown))
+)]
 async fn show(
     FromState(shared): FromState<Shared>,
-    Path((sink, offset)): Path<(String, String)>,
+    Part((sink, offset)): Part<(String, String)>,
 ) -> Answered {
-    #[derive(Serialize)]
-    struct Shown<'a> {
-        #[serde(flatten)]
-        row: Row<'a>,
-        accepted_at: String,
-        event: Box<RawValue>,
-    }
     let offset: u64 = offset.parse().map_err(|_| malformed("an offset is a number of 64 bits"))?;
     let queue = Arc::clone(shared.app.known_queue()?);
     let sink = sink_named(&*queue, &sink)?;
@@ -216,10 +277,32 @@ async fn on_disk<T: Send + 'static>(
     Ok(done.map_err(|failed| Problem::new(Slug::Internal, format!("the lookup failed: {failed}")))??)
 }
 
+/// Tries rows again now, with attempts counted anew.
+///
+/// Offsets without a row, and rows that are being tried at the moment, are passed over.
+#[utoipa::path(
+    post,
+    path = "/v1/failures/retry",
+    tag = "failures",
+    operation_id = "retry_failures",
+    request_body = openapi::Change,
+    responses((status = 200, description = "Done, durably.", body = Changed))
+)]
 async fn retry(FromState(shared): FromState<Shared>, body: Body) -> Answered {
     change(&shared, body, Redrive::Retry).await
 }
 
+/// Gives rows up for good; their events count as dropped.
+///
+/// Offsets without a row, and rows that are being tried at the moment, are passed over.
+#[utoipa::path(
+    post,
+    path = "/v1/failures/drop",
+    tag = "failures",
+    operation_id = "drop_failures",
+    request_body = openapi::Change,
+    responses((status = 200, description = "Done, durably.", body = Changed))
+)]
 async fn drop_rows(FromState(shared): FromState<Shared>, body: Body) -> Answered {
     change(&shared, body, Redrive::Drop).await
 }
@@ -234,11 +317,13 @@ struct Change {
     all: bool,
 }
 
+/// How many rows were changed.
+#[derive(Serialize, ToSchema)]
+struct Changed {
+    changed: u64,
+}
+
 async fn change(shared: &Shared, body: Body, action: Redrive) -> Answered {
-    #[derive(Serialize)]
-    struct Changed {
-        changed: u64,
-    }
     let bytes = read(body, shared.body_timeout).await?;
     let work = async {
         let change: Change = serde_json::from_slice(&bytes).map_err(|error| {

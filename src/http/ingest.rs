@@ -20,8 +20,9 @@ use super::Edge;
 use super::body::{self, Held, NoBody};
 use super::coding::Coding;
 use super::connection::Clock;
-use super::decode::{Decoded, Head, decode};
+use super::decode::{Decoded, Form, Head, decode};
 use super::hooks::{self, Claimed};
+use super::openapi::CloudEvent;
 use super::problem::{Answer, Problem, Slug};
 
 /// Bodies up to this size are decoded on the ingest thread. One of nothing but items of one digit takes
@@ -34,6 +35,106 @@ const INLINE_BYTES: usize = 256 * 1024;
 const INLINE_ENCODED_BYTES: usize = 16 * 1024;
 const INLINE_DECODED_BYTES: usize = 256 * 1024;
 
+/// What it may answer beside 202.
+pub(super) const PROBLEMS: [Slug; 13] = [
+    Slug::Malformed,
+    Slug::Unauthenticated,
+    Slug::Forbidden,
+    Slug::RequestTimeout,
+    Slug::TooLarge,
+    Slug::UnsupportedMediaType,
+    Slug::WalFull,
+    Slug::Overloaded,
+    Slug::Recovering,
+    Slug::ShuttingDown,
+    Slug::StorageFailed,
+    Slug::StorageFull,
+    Slug::Internal,
+];
+
+/// The same of a webhook.
+pub(super) const HOOK_PROBLEMS: [Slug; 11] = [
+    Slug::Malformed,
+    Slug::Unauthenticated,
+    Slug::NotFound,
+    Slug::RequestTimeout,
+    Slug::TooLarge,
+    Slug::WalFull,
+    Slug::Recovering,
+    Slug::ShuttingDown,
+    Slug::StorageFailed,
+    Slug::StorageFull,
+    Slug::UnsupportedMediaType,
+];
+
+/// What became of a request's events.
+#[derive(utoipa::ToSchema)]
+#[schema(as = Accepted)]
+#[expect(dead_code, reason = "the schema of what `accepted_text` writes by hand")]
+struct AcceptedAnswer {
+    /// Newly appended events.
+    accepted: u64,
+    /// Events that had been accepted before.
+    duplicates: u64,
+    /// Offset of the first newly appended event; null when there is none.
+    #[schema(required)]
+    first_offset: Option<u64>,
+    /// Offset of the last one.
+    #[schema(required)]
+    last_offset: Option<u64>,
+    /// The event's id, when the request held exactly one.
+    #[schema(required = false)]
+    id: String,
+}
+
+/// Takes events.
+///
+/// Accepted whole or not at all; 202 once all of them are on the disk. A JSON object with a member
+/// `specversion` is a CloudEvent, any other JSON value becomes the data of one. A request with
+/// `ce-id`, `ce-source`, `ce-type` and `ce-specversion` in its header is one event in binary mode,
+/// whatever its media type. `Content-Encoding: gzip` and `zstd` are understood.
+#[utoipa::path(
+    post,
+    path = "/v1/events",
+    tag = "events",
+    params(
+        ("source" = Option<String>, Query, description = "`source` of plain data.", pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"),
+        ("type" = Option<String>, Query, description = "`type` of plain data.", pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"),
+        (
+            "Idempotency-Key" = Option<String>,
+            Header,
+            description = "`id` of plain data, where the request holds one item; bare or in quotes.",
+            pattern = r#"^("[!#-\[\]-~]+"|[!#-\[\]-~]+)$"#
+        ),
+    ),
+    request_body(
+        content(
+            (Vec<CloudEvent> = "application/cloudevents-batch+json"),
+            (CloudEvent = "application/cloudevents+json"),
+            (String = "application/x-ndjson"),
+            (serde_json::Value = "application/json"),
+        )
+    ),
+    responses((status = 202, description = "On the disk.", body = AcceptedAnswer))
+)]
+#[expect(dead_code, reason = "the description of `answer`")]
+async fn post_events() {}
+
+/// Takes a signed webhook.
+///
+/// Of GitHub, of Standard Webhooks or of any other HMAC-SHA256, as the section `[hook.<name>]` of the
+/// configuration says. The signature over the raw body is the only key to this door.
+#[utoipa::path(
+    post,
+    path = "/v1/hooks/{name}",
+    tag = "events",
+    params(("name" = String, Path, description = "Which hook.")),
+    request_body(content((serde_json::Value = "application/json"))),
+    responses((status = 202, description = "On the disk.", body = AcceptedAnswer))
+)]
+#[expect(dead_code, reason = "the description of `answer`")]
+async fn post_hook() {}
+
 /// Answers one request. An error means that the client broke off and nobody is left to answer.
 pub async fn answer(request: Request<Incoming>, clock: &Clock, edge: &Edge) -> Result<Answer, hyper::Error> {
     let _under_way = edge.app.request_begins();
@@ -44,6 +145,7 @@ pub async fn answer(request: Request<Incoming>, clock: &Clock, edge: &Edge) -> R
         Ok(answer) => Ok(answer),
         Err(NoBody::Gone(error)) => Err(error),
         Err(NoBody::Problem(problem)) => {
+            edge.app.traffic.refused(problem.slug());
             // A small body that is already here is read away, so that a refused client keeps its
             // connection. One that asked first has not sent it, and asking for it would be absurd.
             let late = problem.slug() == Slug::RequestTimeout;
@@ -81,6 +183,10 @@ async fn accept(
     }
     queue.admit(announced).map_err(Problem::from)?;
 
+    let format = match &asked {
+        Asked::Events { head, .. } => head.form().number(),
+        Asked::Hook(_) => Form::HOOK,
+    };
     let bytes = body::read_whole(body, clock, max_body, held).await?;
     let now = Micros::now();
     let (head, coding, bytes) = match asked {
@@ -92,11 +198,13 @@ async fn accept(
     };
     let Decoded { batch, id } = read_events(head, coding, bytes, now, edge, held).await?;
     if batch.is_empty() {
+        edge.app.traffic.accepted(format, Appended::default());
         return Ok(accepted(Appended::default(), None));
     }
     let receipt = queue.append(batch, now).map_err(Problem::from)?;
     held.release(); // from here on the queue counts these bytes as waiting
     let appended = receipt.await.map_err(Problem::from)?;
+    edge.app.traffic.accepted(format, appended);
     Ok(accepted(appended, id.as_deref()))
 }
 

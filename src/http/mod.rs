@@ -28,9 +28,11 @@ mod failures;
 mod hooks;
 mod ingest;
 mod listener;
+mod openapi;
 mod problem;
 mod snapshot;
 mod tls;
+mod traffic;
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -63,6 +65,7 @@ use hooks::Hooks;
 pub use listener::{Listener, Stream};
 use problem::{Problem, Slug};
 pub use snapshot::{Snapshot, SnapshotError, TakeSnapshot};
+pub use traffic::{Accepted, Traffic};
 
 /// Where the process stands. It only goes forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,7 +114,12 @@ pub struct App {
     none_under_way: Notify,
     /// Told of every change of `state`.
     changed: Notify,
+    traffic: Traffic,
+    scrape: OnceLock<Box<Scrape>>,
 }
+
+/// Writes what `GET /metrics` answers: the text format of Prometheus. May read from the disk.
+pub type Scrape = dyn Fn(&App) -> String + Send + Sync;
 
 impl App {
     /// An app that is recovering. Every route but the hot one runs on `ops`.
@@ -128,6 +136,8 @@ impl App {
             under_way: AtomicUsize::new(0),
             none_under_way: Notify::new(),
             changed: Notify::new(),
+            traffic: Traffic::default(),
+            scrape: OnceLock::new(),
         })
     }
 
@@ -162,6 +172,21 @@ impl App {
     pub fn offer(&self, services: Services) {
         // A second offer changes nothing.
         let _ = self.services.set(Arc::new(services));
+    }
+
+    /// `GET /metrics` is answered by this. Only the first call counts.
+    pub fn scraped_by(&self, scrape: Box<Scrape>) {
+        let _ = self.scrape.set(scrape);
+    }
+
+    /// What came in and what was refused since the start.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// The queue, once it is open.
+    pub fn queue(&self) -> Option<&Arc<dyn Queue>> {
+        self.queue.get()
     }
 
     /// New requests are refused from now on; see [`App::requests_finished`].
@@ -449,6 +474,7 @@ struct Server {
 impl Server {
     fn new(app: Arc<App>, limits: Limits) -> Self {
         let http = &limits.http;
+        app.traffic.limit_connections(http.max_connections);
         let deadlines = Deadlines {
             header: http.header_timeout,
             idle: http.idle_timeout,
@@ -480,9 +506,12 @@ impl Server {
     }
 
     fn admit(&mut self, stream: Stream) {
+        let counts = self.edge.app.traffic.connections();
         if self.connections.len() >= self.max_connections {
+            counts.turned_away.add(1);
             return self.turn_away(stream);
         }
+        counts.admitted.add(1);
         let clock = Clock::begin();
         let edge = self.edge.clone();
         let (connections, clock_there) = (&mut self.connections, clock.clone());
@@ -547,6 +576,7 @@ impl Server {
             }
         };
         self.clocks.remove(&id);
+        self.edge.app.traffic.connections().ended.add(1);
     }
 
     fn sweep(&mut self) {

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::event::cloudevent::Invalid;
 use crate::queue::{self, QueueError, Refusal};
@@ -57,6 +58,47 @@ pub enum Slug {
 }
 
 impl Slug {
+    /// Every one.
+    pub const ALL: [Self; 17] = [
+        Self::Malformed,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::Released,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::RequestTimeout,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::WalFull,
+        Self::Overloaded,
+        Self::Internal,
+        Self::Recovering,
+        Self::ShuttingDown,
+        Self::StorageFailed,
+        Self::StorageFull,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// The status of its answers, unless the route says otherwise.
+    pub fn status(self) -> StatusCode {
+        self.parts().1
+    }
+
+    /// What it says to people.
+    pub fn title(self) -> &'static str {
+        self.parts().2
+    }
+
+    /// The `type` of its documents.
+    pub fn as_type(self) -> String {
+        format!("/problems/{}", self.name())
+    }
+
     fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
             Slug::Malformed => ("malformed", StatusCode::BAD_REQUEST, "Malformed request"),
@@ -85,7 +127,7 @@ impl Slug {
 }
 
 /// What is wrong with one item of a batch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ItemError {
     /// Which item, from 0.
     pub index: usize,
@@ -95,6 +137,24 @@ pub struct ItemError {
 
 /// At most this many item errors are told; the rest of a broken batch is not even looked at.
 pub const MAX_ITEM_ERRORS: usize = 100;
+
+/// A problem document (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Document<'a> {
+    /// `/problems/` and the slug; what clients go by.
+    r#type: String,
+    /// The same for people.
+    title: &'a str,
+    /// The status once more.
+    status: u16,
+    /// What was wrong with this request, or why it could not be answered.
+    detail: &'a str,
+    /// Of a batch, what is wrong with which item; the first hundred.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    errors: &'a [ItemError],
+}
 
 /// An error answer in the making.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +172,7 @@ pub struct Problem {
 impl Problem {
     /// A problem with a sentence for the client.
     pub fn new(slug: Slug, detail: impl Into<Cow<'static, str>>) -> Self {
-        let status = slug.parts().1;
+        let status = slug.status();
         let wait = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         Self {
             slug,
@@ -183,23 +243,13 @@ impl Problem {
     }
 
     fn status(&self) -> StatusCode {
-        if self.unavailable { StatusCode::SERVICE_UNAVAILABLE } else { self.slug.parts().1 }
+        if self.unavailable { StatusCode::SERVICE_UNAVAILABLE } else { self.slug.status() }
     }
 
     fn document(&self) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Document<'a> {
-            r#type: String,
-            title: &'a str,
-            status: u16,
-            detail: &'a str,
-            #[serde(skip_serializing_if = "<[_]>::is_empty")]
-            errors: &'a [ItemError],
-        }
-        let (slug, _, title) = self.slug.parts();
         let document = Document {
-            r#type: format!("/problems/{slug}"),
-            title,
+            r#type: self.slug.as_type(),
+            title: self.slug.title(),
             status: self.status().as_u16(),
             detail: &self.detail,
             errors: &self.errors,
@@ -315,7 +365,7 @@ mod tests {
         ];
         for (refusal, status, slug) in all {
             let problem = Problem::from(refusal);
-            assert_eq!(problem.slug().parts().0, slug);
+            assert_eq!(problem.slug().name(), slug);
             let answer = problem.into_answer();
             assert_eq!(answer.status(), status);
             let wait = answer.headers().get(RETRY_AFTER).map(|v| v.to_str().unwrap().parse::<u64>().unwrap());

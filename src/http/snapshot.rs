@@ -11,17 +11,20 @@ use axum::body::Body;
 use axum::extract::State as FromState;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
+use utoipa::ToSchema;
 
 use super::admin::{Answered, Shared, json};
 use super::failures::{BodyRead, malformed, read};
 use super::problem::{Problem, Slug};
 
 /// A snapshot, as it is answered and as its `snapshot.json` describes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Snapshot {
     /// Where it is.
+    #[schema(value_type = String)]
     pub dir: PathBuf,
     /// When it was begun, RFC 3339.
+    #[schema(format = DateTime)]
     pub time: String,
     /// The version of the daemon that took it.
     pub version: &'static str,
@@ -34,6 +37,7 @@ pub struct Snapshot {
     /// Files of archives and of the quarantine in it, most of which share their bytes with the original.
     pub files: u64,
     /// Directories of sinks that lie outside of the data directory and are not in it.
+    #[schema(value_type = Vec<String>)]
     pub left_out: Vec<PathBuf>,
 }
 
@@ -69,12 +73,27 @@ impl From<SnapshotError> for Problem {
     }
 }
 
-#[derive(Debug, Deserialize)]
+/// Where a snapshot is to be.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = SnapshotRequest)]
 struct Asked {
+    /// An absolute path on the daemon's machine, where nothing is yet.
+    #[schema(value_type = String)]
     dir: PathBuf,
 }
 
+/// Copies the data directory of the running daemon, consistently.
+///
+/// Answered once the copy is on the disk.
+#[utoipa::path(
+    post,
+    path = "/v1/snapshot",
+    tag = "health",
+    operation_id = "take_snapshot",
+    request_body = Asked,
+    responses((status = 200, description = "The copy.", body = Snapshot))
+)]
 pub(super) async fn take(FromState(shared): FromState<Shared>, body: Body) -> Answered {
     let bytes = read(body, shared.body_timeout).await?;
     let work = async {

@@ -1,7 +1,9 @@
 //! The server over real sockets, with a queue in memory behind it.
 
 mod access;
+mod described;
 mod failures;
+mod openapi;
 mod tls;
 
 use std::sync::Mutex;
@@ -72,7 +74,9 @@ impl Queue for Memory {
         Ok(match offset {
             0 => Lookup::Found {
                 accepted_at: Micros(0),
-                json: br#"{"id":"1","data":{"b":1.0,"a":1e400}}"#.to_vec(),
+                json:
+                    br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b":1.0,"a":1e400}}"#
+                        .to_vec(),
                 sinks: vec![("z".into(), EventState::Pending), ("a".into(), EventState::InFlight)],
             },
             1 => Lookup::Released,
@@ -103,6 +107,10 @@ impl Queue for Memory {
         &self.sinks
     }
 
+    fn pending_since(&self) -> Vec<Option<Micros>> {
+        vec![None; self.sinks.len()]
+    }
+
     fn status(&self) -> Status {
         Status {
             index_rebuilds: 0,
@@ -123,6 +131,7 @@ impl Queue for Memory {
                 last_error: Some("full".into()),
                 ..SinkStatus::default()
             }],
+            ..Status::default()
         }
     }
 }
@@ -192,8 +201,22 @@ impl Running {
 
     async fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
         let mut client = self.client().await;
-        client.send(request).await;
-        client.reply().await
+        client.send(&request).await;
+        let reply = client.reply().await;
+        let line = request.as_ref().split(|b| *b == b'\r').next().unwrap();
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let answer = described::Answer {
+            status: reply.status,
+            content_type: reply.header("content-type"),
+            retry_after: reply.header("retry-after"),
+            body: reply.body.as_bytes(),
+        };
+        if let Err(wrong) = described::check(method, target, &answer) {
+            panic!("{line} is not answered as docs/openapi.json says: {wrong}\n{reply:?}");
+        }
+        reply
     }
 
     fn texts(&self) -> Vec<String> {
@@ -778,11 +801,11 @@ async fn operators_routes_answer_as_the_contract_says() {
     assert!(uptime.parse::<f64>().is_ok());
     assert_eq!(
         rest,
-        r#""state":"serving","wal":{"first_offset":1,"next_offset":3,"bytes":4,"budget_bytes":5,"segments":6,"voids":8,"damaged_ranges":7},"sinks":[{"name":"archive","type":"json_file","state":"backing_off","acked_offset":1,"pending":2,"in_flight":0,"retrying":0,"dead":0,"delivered":0,"dropped":0,"skipped":0,"last_error":"full"}]}"#
+        r#""state":"serving","wal":{"first_offset":1,"next_offset":3,"bytes":4,"budget_bytes":5,"segments":6,"voids":8,"damaged_ranges":7},"failures":{"index_rebuilds":0},"sinks":[{"name":"archive","type":"json_file","state":"backing_off","acked_offset":1,"pending":2,"in_flight":0,"retrying":0,"dead":0,"delivered":0,"dropped":0,"skipped":0,"last_error":"full"}]}"#
     );
     assert_eq!(
         running.ask(get("/v1/events/0")).await.body,
-        r#"{"offset":0,"time":"1970-01-01T00:00:00.000000Z","event":{"id":"1","data":{"b":1.0,"a":1e400}},"sinks":{"z":"pending","a":"in_flight"}}"#
+        r#"{"offset":0,"time":"1970-01-01T00:00:00.000000Z","event":{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b":1.0,"a":1e400}},"sinks":{"z":"pending","a":"in_flight"}}"#
     );
     for (path, status, slug) in [
         ("/v1/events/1", 404, "released"),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::event::{Micros, NewBatch};
+use crate::meter::Distribution;
 use crate::sink::Batch;
 
 pub use failures::{
@@ -74,6 +75,10 @@ pub trait Queue: Send + Sync {
 
     /// One consistent look at everything that is counted.
     fn status(&self) -> Status;
+
+    /// Of each sink, when the oldest event was accepted that it has neither finished nor parked; `None` where
+    /// there is none, or where it cannot be read now. Reads from the disk.
+    fn pending_since(&self) -> Vec<Option<Micros>>;
 }
 
 /// A boxed future; used where a call happens once a batch or less.
@@ -361,8 +366,36 @@ pub struct Status {
     pub index_rebuilds: u64,
     /// Why an append would be refused now, if it would.
     pub refusing: Option<Refusal>,
+    /// The failure table.
+    pub failures: TableStatus,
+    /// Group commits since the start.
+    pub commits: Commits,
     /// Each sink, in configured order.
     pub sinks: Vec<SinkStatus>,
+}
+
+/// What the failure table takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TableStatus {
+    /// Its rows, those of sinks that are not configured any more included.
+    pub rows: u64,
+    /// Bytes that its rows need.
+    pub bytes: u64,
+    /// Bytes that rows may need.
+    pub budget_bytes: u64,
+}
+
+/// What group commits were like.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Commits {
+    /// Requests of a group.
+    pub requests: Distribution,
+    /// Events of a group that were newly appended.
+    pub events: Distribution,
+    /// Microseconds that writing and syncing a group took.
+    pub micros: Distribution,
+    /// Events that had been accepted before.
+    pub duplicates: u64,
 }
 
 /// One sink's numbers. At every instant: accepted = delivered + dropped + dead + retrying + pending +
@@ -391,6 +424,8 @@ pub struct SinkStatus {
     pub dropped: u64,
     /// Events that the sink's filter does not match.
     pub skipped: u64,
+    /// Nothing is claimed from the log for it, because the failure table has no room for what it might park.
+    pub is_held_up: bool,
     /// The last reason for a failure or an unavailability.
     pub last_error: Option<String>,
 }

@@ -23,11 +23,15 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use crate::config::SinkConfig;
 use crate::pulse::Pulse;
 use crate::sink::{Batch, Delivery, Outcome, Outcomes, Sink, Unavailable};
+
+use super::availability::Availability;
+use super::deliveries::Ended;
 
 /// A sink with what it takes to call it safely.
 pub(super) struct Fenced {
@@ -35,6 +39,7 @@ pub(super) struct Fenced {
     config: SinkConfig,
     stop: watch::Receiver<bool>,
     pulse: Arc<Pulse>,
+    availability: Arc<Availability>,
     /// Calls that broke in a row, over all batches.
     breaks: u32,
 }
@@ -66,8 +71,9 @@ impl Fenced {
         config: SinkConfig,
         stop: watch::Receiver<bool>,
         pulse: Arc<Pulse>,
+        availability: Arc<Availability>,
     ) -> Self {
-        Self { sink, config, stop, pulse, breaks: 0 }
+        Self { sink, config, stop, pulse, availability, breaks: 0 }
     }
 
     /// Whether the sink breaks on everything, so that it should get single events only.
@@ -158,9 +164,12 @@ impl Fenced {
         let attempt = fenced(async move { sink.deliver(batch).await });
         let timeout = self.config.timeout;
         let _excuse = self.pulse.excuse(timeout);
+        let began = Instant::now();
+        let note = |ended| self.availability.deliveries.note(batch.events.len(), ended, began.elapsed());
         let reason = match tokio::time::timeout(timeout, attempt).await {
             Ok(Ok(answer)) => {
                 self.breaks = 0;
+                note(if answer.is_ok() { Ended::Answered } else { Ended::Unavailable });
                 return answer
                     .and_then(|delivery| checked(delivery, batch, &self.config))
                     .map_err(Failure::Unavailable);
@@ -168,6 +177,7 @@ impl Fenced {
             Ok(Err(panic)) => format!("the sink panicked: {panic}"),
             Err(_) => format!("no answer within {}", humantime::format_duration(timeout)),
         };
+        note(Ended::Broke);
         self.breaks = self.breaks.saturating_add(1);
         Err(Failure::Broke(reason))
     }

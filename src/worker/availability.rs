@@ -13,10 +13,13 @@ use tokio::time::Instant;
 use crate::config::{Retry, SinkConfig};
 
 use super::backoff::Backoff;
+use super::deliveries::Deliveries;
 
 /// Shared by the workers of one sink.
 #[derive(Debug)]
 pub struct Availability {
+    /// How its deliveries went.
+    pub deliveries: Deliveries,
     state: Mutex<State>,
     back: Notify,
 }
@@ -45,7 +48,7 @@ impl Availability {
     pub fn new(config: &SinkConfig) -> Self {
         let backoff = Backoff::new(config.backoff_initial, config.backoff_max);
         let state = State { backoff, retry: config.retry, until: None, is_down: false };
-        Self { state: Mutex::new(state), back: Notify::new() }
+        Self { deliveries: Deliveries::default(), state: Mutex::new(state), back: Notify::new() }
     }
 
     /// Retries and waits as `config` says from now on. A wait under way stays as long as it is.

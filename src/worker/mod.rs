@@ -16,7 +16,7 @@
 //!
 //! * `filter`: which events a sink gets; `policy`: what follows from an outcome; both pure.
 //! * `attempt`: the call itself, with panics and timeouts fenced, and the bad event of a batch found.
-//! * `availability`: one outage for all workers of a sink; `backoff`: how long to wait.
+//! * `availability`: one outage for all workers of a sink; `backoff`: how long to wait; `deliveries`: counts of calls.
 //!
 //! Each runs on a thread of its own, because reading the log and writing the archive block; what
 //! waits (timers, sockets) is driven by the runtime that polls it. It ends when the queue drains or
@@ -25,6 +25,7 @@
 mod attempt;
 mod availability;
 pub mod backoff;
+mod deliveries;
 mod filter;
 mod policy;
 
@@ -46,6 +47,7 @@ use crate::sink::{Batch, Outcome, Outcomes, Sink, Unavailable};
 
 use attempt::{Fenced, Tried};
 pub use availability::Availability;
+pub use deliveries::{Delivered, Deliveries};
 
 /// What a worker is made of.
 pub struct Worker {
@@ -81,7 +83,7 @@ impl Worker {
 
     async fn run_with(self, entropy: Entropy, clock: Clock) -> Result<(), QueueError> {
         let Worker { queue, sink_id, config, sink, availability, stop, pulse } = self;
-        let sink = Fenced::new(sink, config.clone(), stop.clone(), pulse.clone());
+        let sink = Fenced::new(sink, config.clone(), stop.clone(), pulse.clone(), availability.clone());
         let most = config.batch as usize;
         let mut run = Run { queue, sink_id, config, sink, availability, stop, pulse, entropy, clock, most };
         let ended = run.claim_and_deliver().await;
@@ -202,7 +204,7 @@ impl Run {
     /// One line for what a batch lost, if anything: the failure table has the rest.
     fn report(&self, claim: &Claim, fates: &Fates) {
         let Fates::Each(fates) = fates else { return };
-        let (mut dead, mut dropped) = (Given::default(), Given::default());
+        let (mut dead, mut dropped, mut retries) = (Given::default(), Given::default(), 0);
         for (event, fate) in claim.batch.events.iter().zip(fates) {
             match fate {
                 Fate::Dead { reason, .. } => dead.add(event.offset, reason),
@@ -210,8 +212,12 @@ impl Run {
                     debug!(sink = self.config.name, offset = event.offset, reason, "event dropped");
                     dropped.add(event.offset, reason);
                 }
-                Fate::Delivered | Fate::Skipped | Fate::Retry { .. } => {}
+                Fate::Retry { .. } => retries += 1,
+                Fate::Delivered | Fate::Skipped => {}
             }
+        }
+        if retries > 0 {
+            self.availability.deliveries.note_retries(retries);
         }
         let sink = &self.config.name;
         if let Given { events: events @ 1.., first_offset, reason } = dead {

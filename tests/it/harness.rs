@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "../../src/http/tests/described.rs"]
+mod described;
+
 /// How long anything may take before the test says that it hangs.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -46,6 +49,18 @@ pub fn run(arguments: &[&str]) -> Output {
 /// What a finished process wrote to stderr.
 pub fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A tool below `target` that a script of ours puts there; `None`, and said, where it is not and `required` is no
+/// variable of the environment.
+pub fn installed(path: &str, script: &str, required: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(std::env::var_os(required).is_none(), "{} is not there: run {script}", path.display());
+    println!("skipped: {} is not there; {script} puts it there", path.display());
+    None
 }
 
 /// Settings with which every test rolls and reuses segments.
@@ -260,6 +275,22 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Panics unless `docs/openapi.json` knows such an answer.
+    fn is_described(&self, method: &str, path: &str) {
+        let header = |name| self.headers.get(name).map(String::as_str);
+        let seen = described::Answer {
+            status: self.status,
+            content_type: header("content-type"),
+            retry_after: header("retry-after"),
+            body: &self.body,
+        };
+        if let Err(wrong) = described::check(method, path, &seen) {
+            panic!("{method} {path} is not answered as docs/openapi.json says: {wrong}\n{}", self.text());
+        }
+    }
+}
+
 impl Client {
     pub fn to(address: SocketAddr) -> Client {
         Client { address, stream: None }
@@ -314,6 +345,7 @@ impl Client {
         message.extend_from_slice(body);
         stream.get_mut().write_all(&message)?;
         let answer = read_answer(&mut stream)?;
+        answer.is_described(method, path);
         if answer.headers.get("connection").is_none_or(|c| !c.eq_ignore_ascii_case("close")) {
             self.stream = Some(stream);
         }

@@ -14,6 +14,8 @@ mod hooks;
 mod hostile;
 mod index;
 mod kill;
+mod metrics;
+mod openapi;
 mod power;
 mod reload;
 mod sdk;

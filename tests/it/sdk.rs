@@ -6,17 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Daemon, TINY, words};
+use crate::harness::{self, Daemon, TINY, words};
 
 pub fn installed(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sdk").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    let required = std::env::var_os("EVENTFLOW_REQUIRE_SDK").is_some();
-    assert!(!required, "{} is not there: run tests/sdk/install", path.display());
-    println!("skipped: {} is not there; tests/sdk/install puts it there", path.display());
-    None
+    harness::installed(&format!("sdk/{path}"), "tests/sdk/install", "EVENTFLOW_REQUIRE_SDK")
 }
 
 /// Runs one SDK's program against a fresh daemon; it compares the archive with what it sent.

@@ -30,7 +30,11 @@ impl Table {
     pub(super) fn event(&self, sink: SinkId, offset: u64) -> Option<FailedEvent> {
         let rows = self.rows.lock().unwrap();
         let row = rows.iter().find(|row| (row.sink, row.offset) == (sink, offset))?.clone();
-        Some(FailedEvent { row, accepted_at: Micros(1), json: br#"{"id":"1","data":1e400}"#.to_vec() })
+        Some(FailedEvent {
+            row,
+            accepted_at: Micros(1),
+            json: br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":1e400}"#.to_vec(),
+        })
     }
 
     pub(super) fn change(
@@ -101,7 +105,13 @@ async fn a_row_is_answered_as_the_contract_says() {
     );
     let reply = running.ask(get("/v1/failures/audit/2")).await;
     assert!(reply.body.starts_with(r#"{"sink":"audit","offset":2,"state":"retrying""#), "{reply:?}");
-    assert!(reply.body.contains(r#""event":{"id":"1","data":1e400}"#), "the event as it is: {}", reply.body);
+    assert!(
+        reply
+            .body
+            .contains(r#""event":{"specversion":"1.0","id":"1","source":"/s","type":"t","data":1e400}"#),
+        "the event as it is: {}",
+        reply.body
+    );
     for path in ["/v1/failures/audit/1", "/v1/failures/nobody/2", "/v1/failures/audit"] {
         let reply = running.ask(get(path)).await;
         assert_eq!((reply.status, reply.slug().as_str()), (404, "not-found"), "{path}");

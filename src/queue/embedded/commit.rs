@@ -19,8 +19,9 @@ use tokio::sync::oneshot;
 
 use crate::log::frame::Record;
 use crate::log::{AppendError, LogError, Writer};
+use crate::meter::{Counter, Histogram};
 use crate::planted::{self, Mistake};
-use crate::queue::{Appended, Refusal};
+use crate::queue::{Appended, Commits, Refusal};
 
 use super::dedupe::{self, Dedupe};
 use super::state::{Append, Shared, refusal_of};
@@ -53,6 +54,55 @@ enum Step {
     MarkIdle,
 }
 
+/// What commits were like, counted once a group.
+#[derive(Debug)]
+pub struct CommitMeter {
+    requests: Histogram,
+    events: Histogram,
+    micros: Histogram,
+    duplicates: Counter,
+}
+
+/// Requests or events of a group.
+const SIZES: [u64; 14] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16_384, 65_536];
+/// Microseconds, from a cache that lies to a disk that fails.
+const MICROS: [u64; 15] = [
+    100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    10_000_000,
+];
+
+impl Default for CommitMeter {
+    fn default() -> Self {
+        Self {
+            requests: Histogram::new(&SIZES),
+            events: Histogram::new(&SIZES),
+            micros: Histogram::new(&MICROS),
+            duplicates: Counter::default(),
+        }
+    }
+}
+
+impl CommitMeter {
+    /// One look.
+    pub fn look(&self) -> Commits {
+        Commits {
+            requests: self.requests.look(),
+            events: self.events.look(),
+            micros: self.micros.look(),
+            duplicates: self.duplicates.get(),
+        }
+    }
+
+    fn note(&self, committed: Committed, took: Duration) {
+        self.requests.observe(committed.answered as u64);
+        self.events.observe(committed.events);
+        self.micros.observe(took.as_micros() as u64);
+        if committed.duplicates > 0 {
+            self.duplicates.add(committed.duplicates);
+        }
+    }
+}
+
 /// What one commit did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Committed {
@@ -60,6 +110,8 @@ pub struct Committed {
     pub answered: usize,
     /// Events appended.
     pub events: u64,
+    /// Events that had been accepted before.
+    pub duplicates: u64,
 }
 
 impl Committer {
@@ -146,14 +198,21 @@ impl Committer {
                 return Err(self.fail(error));
             }
             committed.answered += 1;
-            committed.events += appended.as_ref().map_or(0, |appended| appended.accepted);
+            if let Ok(Appended { accepted, duplicates, .. }) = &appended {
+                committed.events += accepted;
+                committed.duplicates += duplicates;
+            }
             self.answers.push((append.answer, appended.map_err(refusal)));
         }
         self.group = group;
+        let began = Instant::now();
         if let Err(error) = self.writer.commit()
             && !planted::made(Mistake::AckOnError)
         {
             return Err(self.fail(error));
+        }
+        if committed.answered > 0 {
+            self.shared.commits.note(committed, began.elapsed());
         }
         for (answer, outcome) in self.answers.drain(..) {
             // A client that is gone does not want to know.

@@ -16,6 +16,7 @@
 //! | `table` | records of failed events: written, kept, cleaned | the ledger's |
 //! | `failures` | looking into the failure table | the caller's |
 //! | `index` | what a start and a filter would else read all of the table's log for | a thread of its own |
+//! | `lag` | since when events wait | the caller's |
 //! | `dedupe` | which tags were accepted lately; pure | the committer's |
 //! | `commit` | group commit | a task of the ingest runtime |
 //! | `codec`, `ledger` | records of progress, compaction, freeing | a thread |
@@ -36,6 +37,7 @@ mod failures;
 mod feed;
 mod hold;
 mod index;
+mod lag;
 mod ledger;
 mod onlooker;
 mod open;
@@ -59,6 +61,7 @@ use crate::pulse::Pulse;
 use super::{
     Appended, BoxFuture, Claim, ClaimLimit, EventState, FailedEvent, FailurePage, FailureQuery, Lookup,
     Queue, QueueError, Receipt, Redrive, Refusal, Selection, SinkId, SinkInfo, SinkState, SinkStatus, Status,
+    TableStatus,
 };
 
 pub use commit::{Committed, Committer};
@@ -67,7 +70,8 @@ pub use ledger::{Clock, Ledger};
 pub use onlooker::{FailuresOnDisk, known_durable};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
 
-use state::{Append, Shared, SinkProgress, State};
+use rows::Rows;
+use state::{Append, Shared, SinkProgress, State, TableRoom};
 
 /// The queue. Cheap to share; every call comes from any thread.
 #[derive(Debug)]
@@ -294,8 +298,14 @@ impl Queue for EmbeddedQueue {
             damaged_ranges: state.damaged_ranges + state.harmless_damage,
             index_rebuilds: shared.index.rebuilds(),
             refusing,
+            failures: table_status(&state, &shared.room),
+            commits: shared.commits.look(),
             sinks: sink_status(&shared.infos, &state, durable_end),
         }
+    }
+
+    fn pending_since(&self) -> Vec<Option<Micros>> {
+        lag::pending_since(&self.shared)
     }
 }
 
@@ -314,6 +324,15 @@ fn event_state(sink: &SinkProgress, offset: u64) -> EventState {
         None if offset < window.acked() || window.finished().contains(offset) => EventState::Delivered,
         None if window.in_flight().contains(offset) => EventState::InFlight,
         None => EventState::Pending,
+    }
+}
+
+fn table_status(state: &State, room: &TableRoom) -> TableStatus {
+    let all = || state.sinks.iter().map(|sink| &sink.rows).chain(state.gone_rows.values());
+    TableStatus {
+        rows: all().map(Rows::len).sum(),
+        bytes: all().map(Rows::cost).sum(),
+        budget_bytes: room.total,
     }
 }
 
@@ -336,6 +355,7 @@ fn sink_status(infos: &[SinkInfo], state: &State, durable_end: u64) -> Vec<SinkS
             delivered: sink.tally.delivered,
             dropped: sink.tally.dropped,
             skipped: sink.tally.skipped,
+            is_held_up: sink.is_crowded,
             last_error: sink.last_error.clone(),
         })
         .collect()

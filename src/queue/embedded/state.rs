@@ -19,6 +19,7 @@ use crate::pulse::Pulse;
 use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
+use super::commit::CommitMeter;
 use super::hold::Hold;
 use super::index::Index;
 use super::ledger::Clock;
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub index: Index,
     /// What the failure table has room for.
     pub room: TableRoom,
+    /// What group commits were like.
+    pub commits: CommitMeter,
     /// Tells the time.
     pub clock: Clock,
     /// Who may ask for a redrive.
@@ -228,6 +231,7 @@ impl Shared {
             hold: Hold::default(),
             index,
             room,
+            commits: CommitMeter::default(),
             clock,
             redrive_permits: Semaphore::new(MAX_REDRIVES),
             infos,

@@ -253,6 +253,10 @@ impl Queue for FakeQueue {
     fn sinks(&self) -> &[SinkInfo] {
         &[]
     }
+    fn pending_since(&self) -> Vec<Option<Micros>> {
+        Vec::new()
+    }
+
     fn status(&self) -> Status {
         Status::default()
     }

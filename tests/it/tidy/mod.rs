@@ -22,6 +22,7 @@ const MODULES: &[Module] = &[
     Module { name: "config", level: 0, must_not_know: &[] },
     Module { name: "disk", level: 0, must_not_know: &[] },
     Module { name: "event", level: 0, must_not_know: &[] },
+    Module { name: "meter", level: 0, must_not_know: &[] },
     Module { name: "pulse", level: 0, must_not_know: &[] },
     Module { name: "planted", level: 0, must_not_know: &[] },
     Module { name: "log", level: 1, must_not_know: &["event"] },

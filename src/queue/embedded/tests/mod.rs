@@ -6,6 +6,7 @@ mod crash;
 mod failures;
 mod failures_crash;
 mod index;
+mod lag;
 mod model;
 mod onlooker;
 
