@@ -7,7 +7,7 @@
 //!
 //! * this file: batches of event texts on their way in ([`NewBatch`]) and out ([`StoredBatch`]);
 //! * [`cloudevent`]: what a valid CloudEvent is, reading one and rendering one;
-//! * `line`: the archive's line; `time`: [`Micros`] and RFC 3339.
+//! * `line`: the archive's line; `time`: [`Micros`] and RFC 3339; `trace`: where a trace stands.
 //!
 //! Pure code: no I/O, no thread of its own, and no clock but [`Micros::now`]. Bad input is an error
 //! value, never a panic.
@@ -15,12 +15,14 @@
 pub mod cloudevent;
 mod line;
 mod time;
+mod trace;
 
 use bytes::Bytes;
 
 pub use cloudevent::{Attributes, dedupe_tag};
 pub use line::write_archive_line;
 pub use time::Micros;
+pub use trace::{PARENT as TRACE_PARENT, STATE as TRACE_STATE, Trace};
 
 /// The events of one request, validated and ready to be appended, all or nothing.
 ///

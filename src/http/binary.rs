@@ -10,7 +10,7 @@ use hyper::header::HeaderValue;
 use percent_encoding::percent_decode;
 
 use crate::event::cloudevent::{self, Data, Invalid, RESERVED};
-use crate::event::{NewBatch, dedupe_tag};
+use crate::event::{NewBatch, TRACE_PARENT, TRACE_STATE, Trace, dedupe_tag};
 
 use super::problem::{Problem, Slug};
 
@@ -39,6 +39,8 @@ pub fn marks_binary(name: &str) -> bool {
 
 impl BinaryHead {
     /// Reads the attributes out of the header.
+    ///
+    /// An event that brings no trace of its own belongs to the request's.
     pub fn of(headers: &HeaderMap, content_type: Option<&HeaderValue>) -> Result<Self, Problem> {
         let mut attributes: Vec<(String, String)> = Vec::with_capacity(8);
         let mut version = false;
@@ -74,6 +76,11 @@ impl BinaryHead {
             return Err(missing("specversion"));
         }
         attributes.retain(|(name, _)| !RESERVED.contains(&name.as_str()));
+        if !attributes.iter().any(|(name, _)| name == TRACE_PARENT || name == TRACE_STATE) {
+            let trace = trace_of(headers);
+            let fields = trace.iter().flat_map(Trace::fields);
+            attributes.extend(fields.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
         let tag = dedupe_tag(&source, &id);
         let mut head = Self { attributes, data: DataKind::Opaque, id, tag };
         head.set_type(content_type.map(HeaderValue::as_bytes))?;
@@ -126,6 +133,14 @@ impl BinaryHead {
         });
         Ok((batch, self.id.clone()))
     }
+}
+
+/// The trace that a request belongs to. Several fields `tracestate` are one, as lists are in HTTP.
+pub fn trace_of(headers: &HeaderMap) -> Option<Trace> {
+    let mut parents = headers.get_all(TRACE_PARENT).iter();
+    let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
+    let states: Vec<&[u8]> = headers.get_all(TRACE_STATE).iter().map(HeaderValue::as_bytes).collect();
+    Trace::read(parent.as_bytes(), Some(&states.join(&b","[..])))
 }
 
 fn invalid(detail: String) -> Problem {

@@ -17,7 +17,7 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::event::cloudevent::{self, Data, Invalid, Item, Member};
-use crate::event::{Micros, NewBatch, dedupe_tag};
+use crate::event::{Micros, NewBatch, Trace, dedupe_tag};
 
 use super::binary::{self, BinaryHead};
 use super::problem::{ItemError, MAX_ITEM_ERRORS, Problem, Slug};
@@ -117,12 +117,19 @@ pub struct Head {
     form: Form,
     query: Option<String>,
     idempotency_keys: Vec<HeaderValue>,
+    /// What plain data that is the request's only item belongs to.
+    trace: Option<Trace>,
 }
 
 impl Head {
     /// A head that says nothing but how the body is read.
     pub fn plain(form: Form) -> Self {
-        Self { form, query: None, idempotency_keys: Vec::new() }
+        Self { form, query: None, idempotency_keys: Vec::new(), trace: None }
+    }
+
+    /// The same, in a request that belongs to a trace.
+    pub fn traced(self, trace: Option<Trace>) -> Self {
+        Self { trace, ..self }
     }
 
     /// How the body is read.
@@ -136,6 +143,7 @@ impl Head {
             form: Form::of(&parts.headers)?,
             query: parts.uri.query().map(str::to_owned),
             idempotency_keys: parts.headers.get_all("idempotency-key").iter().cloned().collect(),
+            trace: binary::trace_of(&parts.headers),
         })
     }
 }
@@ -341,6 +349,10 @@ impl<'a> Items<'a> {
             ("time", &*plain.time),
             ("datacontenttype", "application/json"),
         ];
+        // A request of several items is a trace of whoever gathered them, and of none of them.
+        let head = self.head;
+        let trace = head.trace.as_ref().filter(|_| sole);
+        let attributes = attributes.into_iter().chain(trace.into_iter().flat_map(Trace::fields));
         let pushed = self.push_rendered(tag, |out| {
             out.reserve(data.len() + 256);
             cloudevent::render(out, attributes, Data::Json(data));

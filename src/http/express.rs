@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::config::Scope;
-use crate::event::Micros;
+use crate::event::{Micros, TRACE_PARENT, TRACE_STATE, Trace};
 use crate::queue::Receipt;
 
 use super::binary::essence;
@@ -90,7 +90,7 @@ pub fn take<'a>(ahead: &mut Bytes, edge: &'a Edge) -> Option<Taken<'a>> {
     held.grow(body.len() as u64).ok()?;
     let format = plain.form.number();
     let Decoded { batch, id } =
-        decode(&Head::plain(plain.form), body, accepted_at, edge.event_limits).ok()?;
+        decode(&Head::plain(plain.form).traced(plain.trace), body, accepted_at, edge.event_limits).ok()?;
     if batch.is_empty() {
         return None;
     }
@@ -142,6 +142,7 @@ struct Plain {
     form: Form,
     body: Range<usize>,
     authorization: Option<Range<usize>>,
+    trace: Option<Trace>,
 }
 
 impl Plain {
@@ -154,6 +155,7 @@ impl Plain {
         let mut request = httparse::Request::new(&mut fields);
         let Ok(httparse::Status::Complete(head)) = request.parse(bytes) else { return None };
         let (mut length, mut content_type, mut authorization) = (None, None, None);
+        let (mut parent, mut state) = (None, None);
         for field in request.headers.iter() {
             let name = field.name;
             let is = |known: &str| name.eq_ignore_ascii_case(known);
@@ -163,6 +165,10 @@ impl Plain {
                 put_once(&mut content_type, field.value)?;
             } else if is("authorization") {
                 put_once(&mut authorization, field.value)?;
+            } else if is(TRACE_PARENT) {
+                put_once(&mut parent, field.value)?;
+            } else if is(TRACE_STATE) {
+                put_once(&mut state, field.value)?;
             } else if changes_meaning(name) && !(is("connection") && keeps(field.value)) {
                 return None;
             }
@@ -174,7 +180,8 @@ impl Plain {
             let start = value.as_ptr() as usize - bytes.as_ptr() as usize;
             start..start + value.len()
         });
-        (body.end <= bytes.len()).then_some(Self { form, body, authorization })
+        let trace = parent.and_then(|parent| Trace::read(parent, state));
+        (body.end <= bytes.len()).then_some(Self { form, body, authorization, trace })
     }
 }
 
@@ -230,6 +237,24 @@ mod tests {
         assert_eq!(found, Some((Form::Json, "{}".to_owned())));
         let kept = "connection: Keep-Alive\r\ntraceparent: 00-x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 0\r\n";
         assert_eq!(plain(kept, ""), Some((Form::Lines, String::new())));
+    }
+
+    #[test]
+    fn a_trace_is_taken_along() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let found = |fields: &str| {
+            let head = "POST /v1/events HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 0\r\n";
+            Plain::at_front_of(format!("{head}{fields}\r\n").as_bytes()).map(|plain| plain.trace)
+        };
+        let trace = |state| Trace::read(parent.as_bytes(), state);
+        assert_eq!(found(&format!("TraceParent: {parent}\r\n")), Some(trace(None)));
+        assert_eq!(
+            found(&format!("traceparent: {parent}\r\ntracestate: a=1\r\n")),
+            Some(trace(Some(b"a=1")))
+        );
+        assert_eq!(found("tracestate: a=1\r\n"), Some(None));
+        // A list in two fields is put together elsewhere.
+        assert_eq!(found(&format!("traceparent: {parent}\r\ntracestate: a=1\r\ntracestate: b=2\r\n")), None);
     }
 
     #[test]

@@ -388,3 +388,38 @@ proptest! {
         }
     }
 }
+
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// `traceparent` and `tracestate` of the first event.
+fn trace(headers: &[(&str, &str)], body: &str) -> (Option<String>, Option<String>) {
+    let headers = [headers, &[("traceparent", TRACE), ("tracestate", "a=1"), ("tracestate", "b=2")]].concat();
+    let event: Value =
+        serde_json::from_str(&texts(&read(&headers, "", body.as_bytes()).unwrap())[0]).unwrap();
+    (event["traceparent"].as_str().map(str::to_owned), event["tracestate"].as_str().map(str::to_owned))
+}
+
+#[test]
+fn an_event_that_comes_alone_and_brings_no_trace_belongs_to_the_requests() {
+    let json = [("content-type", "application/json")];
+    let lines = [("content-type", "application/x-ndjson")];
+    let binary = [("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t"), ("ce-specversion", "1.0")];
+    let traced = (Some(TRACE.to_owned()), Some("a=1,b=2".to_owned()));
+    for (headers, body) in [(&json[..], "1"), (&json, "[1]"), (&lines, "1\n"), (&binary, ""), (&binary, "{}")]
+    {
+        assert_eq!(trace(headers, body), traced, "{body}");
+    }
+    // Of several, no one is the request's; a structured event is kept as it was spelled.
+    for (headers, body) in [(&json, "[1,2]"), (&lines, "1\n2\n"), (&json, EVENT)] {
+        assert_eq!(trace(headers, body), (None, None), "{body}");
+    }
+    let own = [&binary[..], &[("ce-traceparent", "its own")]].concat();
+    assert_eq!(trace(&own, ""), (Some("its own".to_owned()), None));
+    let broken = [("content-type", "application/json"), ("traceparent", "00-broken")];
+    assert!(
+        !texts(&read(&broken, "", b"1").unwrap())[0].contains("trace"),
+        "no trace, and no reason to refuse"
+    );
+    let two = [("content-type", "application/json"), ("traceparent", TRACE), ("traceparent", TRACE)];
+    assert!(!texts(&read(&two, "", b"1").unwrap())[0].contains("trace"));
+}

@@ -9,8 +9,8 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::config::Mode;
-use crate::event::StoredEvent;
 use crate::event::cloudevent::{is_json_media_type, members};
+use crate::event::{StoredEvent, Trace};
 
 /// What a request carries, without what every request of the sink has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +27,23 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 pub(super) fn message(mode: Mode, events: &[StoredEvent<'_>]) -> Result<Message, String> {
     match (mode, events) {
         (Mode::Structured, [event]) => {
-            Ok(of_type("application/cloudevents+json", Bytes::copy_from_slice(event.json)))
+            Ok(traced(event, of_type("application/cloudevents+json", Bytes::copy_from_slice(event.json))))
         }
-        (Mode::Binary, [event]) => binary(event.json),
+        (Mode::Binary, [event]) => binary(event.json).map(|message| traced(event, message)),
         _ => Ok(of_type("application/cloudevents-batch+json", array(events))),
     }
+}
+
+/// The message with the event's trace in its header as well, where every receiver looks for one.
+fn traced(event: &StoredEvent<'_>, mut message: Message) -> Message {
+    let trace = Trace::of_event(event.json);
+    for (name, value) in trace.iter().flat_map(Trace::fields) {
+        // A trace is printable ASCII; no other gets this far.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            message.headers.insert(name, value);
+        }
+    }
+    message
 }
 
 fn of_type(media_type: &'static str, body: Bytes) -> Message {
@@ -160,6 +172,25 @@ mod tests {
         ];
         assert_eq!(headers, expected);
         assert_eq!(body, r#"{"x": 1.0, "y":"\u00e9"}"#);
+    }
+
+    #[test]
+    fn a_trace_goes_out_in_the_header_as_well_and_the_body_stays_as_it_was() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let text = format!(
+            r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","traceparent":"{parent}","tracestate":"a=1","data":{{"x": 1.0}}}}"#
+        );
+        let traced = [header("traceparent", parent), header("tracestate", "a=1")];
+        let (headers, body) = made(Mode::Structured, &[&text]);
+        assert!(traced.iter().all(|field| headers.contains(field)), "{headers:?}");
+        assert_eq!(body, text);
+        let (headers, body) = made(Mode::Binary, &[&text]);
+        assert!(traced.iter().all(|field| headers.contains(field)), "{headers:?}");
+        assert!(headers.contains(&header("ce-traceparent", parent)));
+        assert_eq!(body, r#"{"x": 1.0}"#);
+        // A batch belongs to no trace, and its events keep theirs.
+        assert_eq!(made(Mode::Batch, &[&text]).0.len(), 1);
+        assert_eq!(made(Mode::Structured, &[&text.replace("00-", "xx-")]).0.len(), 1, "no valid trace");
     }
 
     #[test]
