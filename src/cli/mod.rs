@@ -204,6 +204,11 @@ impl ConfigArgs {
     }
 }
 
+/// The command line as it is described: for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole command.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

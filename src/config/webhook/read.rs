@@ -2,7 +2,6 @@
 //!
 //! Pure code, but that the files it names are read once, so that `check` says what is wrong with them.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
@@ -38,10 +37,7 @@ pub(in crate::config) fn read(s: &mut Section, name: &str, batches: bool) -> Opt
     let mode = s.choice("mode", &Mode::ALL).unwrap_or(default_mode);
     let secrets =
         s.list("secrets", |text| SigningKey::parse(text).map_err(str::to_owned)).unwrap_or_default();
-    let path = |text: &str| {
-        if text.is_empty() { Err("a file is missing its name".to_owned()) } else { Ok(PathBuf::from(text)) }
-    };
-    let secret_files = s.list("secret_files", path).unwrap_or_default();
+    let secret_files = s.files("secret_files");
     if secrets.len() + secret_files.len() > 8 {
         s.mistake(format!(
             "sink `{name}` has more than 8 keys: two are enough to change from one to the next"
@@ -50,7 +46,7 @@ pub(in crate::config) fn read(s: &mut Section, name: &str, batches: bool) -> Opt
     let headers = s.entries("headers", header).unwrap_or_default();
     let status = s.entries("status", status).unwrap_or_default();
     let allow_private = s.switch("allow_private").unwrap_or(false);
-    let ca_file = s.hidden("ca_file", path);
+    let ca_file = s.file("ca_file");
     let connect_timeout = s.duration("connect_timeout", MS..=Duration::from_secs(600));
     let max_answer = s.size("max_answer", 0..=64 * MIB);
     let endpoint = endpoint?;
