@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::disk::simulated::Policy;
 use crate::queue::{FailureQuery, FailureRow, Fate, RowState};
 
 use super::super::index::Index;
@@ -467,4 +468,37 @@ fn one_that_has_grown_too_large_is_built_anew() {
     assert!(!old.exists(), "it was removed");
     let house = open(&disk, place);
     assert_eq!((told(&house), rebuilds(&house)), (before, 0), "however far the new one has come");
+}
+
+/// Every state that a crash can leave of the logs, with an index from before and one from after it.
+#[test]
+fn whatever_a_crash_leaves_of_the_log_an_older_or_newer_index_makes_no_difference() {
+    let (disk, dir) = (SimulatedDisk::new(3), TempDir::new().unwrap());
+    disk.record();
+    let healthy = Faulty::default();
+    let mut indexes = vec![BTreeMap::new()];
+    for life in 0..3 {
+        let place = Place { open: healthy.open(), ..place(dir.path()) };
+        let mut house = open(&disk, place);
+        work(&mut house, life * 30);
+        house.close();
+        indexes.push(healthy.kept.lock().unwrap().clone());
+    }
+    let mut random = Random::new(3);
+    let mut believed = 0;
+    for operation in 0..=disk.operations() {
+        let killed = disk.at(operation).unwrap();
+        let policy = Policy::ALL[(random.next_u64() % Policy::ALL.len() as u64) as usize];
+        for state in [killed.kill(), killed.power_loss(policy, operation)] {
+            let mut without = House::open_with(&state.kill(), &tiny(), hook()).unwrap();
+            without.work();
+            let index = &indexes[(random.next_u64() % indexes.len() as u64) as usize];
+            let store = Faulty { kept: Arc::new(Mutex::new(index.clone())), ..Faulty::default() };
+            let house = open(&state, Place { open: store.open(), ..place(dir.path()) });
+            let what = format!("{policy:?} after operation {operation} ({})", disk.describe(operation));
+            assert_eq!(told(&house), told(&without), "{what}");
+            believed += u64::from(!index.is_empty() && rebuilds(&house) == 0);
+        }
+    }
+    assert!(believed > 50, "{believed} indexes were believed");
 }
