@@ -320,7 +320,7 @@ enum Fault {
     Hang,
 }
 
-/// A store in memory, one a directory, that fails at its n-th call; an opening is a call as well.
+/// A store in memory, gone when its file is gone from the directory, that fails at its n-th call; an opening is a call as well.
 #[derive(Clone, Default)]
 struct Faulty {
     kept: Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>,
@@ -341,8 +341,12 @@ impl Faulty {
 
     fn open(&self) -> OpenStore {
         let faulty = self.clone();
-        Arc::new(move |_, _| {
+        Arc::new(move |dir, _| {
             faulty.call()?;
+            if !dir.join("kept").exists() {
+                faulty.kept.lock().unwrap().clear();
+                fs::write(dir.join("kept"), "").unwrap();
+            }
             Ok(Box::new(faulty.clone()))
         })
     }
@@ -494,6 +498,8 @@ fn whatever_a_crash_leaves_of_the_log_an_older_or_newer_index_makes_no_differenc
             without.work();
             let index = &indexes[(random.next_u64() % indexes.len() as u64) as usize];
             let store = Faulty { kept: Arc::new(Mutex::new(index.clone())), ..Faulty::default() };
+            fs::create_dir_all(place(dir.path()).dir).unwrap();
+            fs::write(place(dir.path()).dir.join("kept"), "").unwrap();
             let house = open(&state, Place { open: store.open(), ..place(dir.path()) });
             let what = format!("{policy:?} after operation {operation} ({})", disk.describe(operation));
             assert_eq!(told(&house), told(&without), "{what}");
@@ -501,4 +507,25 @@ fn whatever_a_crash_leaves_of_the_log_an_older_or_newer_index_makes_no_differenc
         }
     }
     assert!(believed > 50, "{believed} indexes were believed");
+}
+
+#[test]
+fn a_row_that_a_store_gives_back_otherwise_than_it_took_it_is_noticed() {
+    let (disk, dir) = (SimulatedDisk::new(1), TempDir::new().unwrap());
+    let healthy = Faulty::default();
+    let place = Place { open: healthy.open(), ..place(dir.path()) };
+    let before = closed(&disk, &place);
+    let blocks: Vec<Vec<u8>> = healthy.kept.lock().unwrap().keys().skip(1).cloned().collect();
+    for key in blocks {
+        // Attempts of its first row: version, count, offset, place, place, whether it is dead.
+        healthy.kept.lock().unwrap().get_mut(&key).unwrap()[1 + 8 + 8 + 8 + 8 + 1] ^= 1;
+        let house = open(&disk, place.clone());
+        assert_eq!((told(&house), rebuilds(&house)), (before.clone(), 1), "changed");
+        house.close();
+        let block = healthy.kept.lock().unwrap().remove(&key);
+        let house = open(&disk, place.clone());
+        assert_eq!((told(&house), rebuilds(&house)), (before.clone(), 1), "lost");
+        house.close();
+        assert_eq!(healthy.kept.lock().unwrap().get(&key), block.as_ref(), "and built anew");
+    }
 }
