@@ -529,3 +529,36 @@ fn a_row_that_a_store_gives_back_otherwise_than_it_took_it_is_noticed() {
         assert_eq!(healthy.kept.lock().unwrap().get(&key), block.as_ref(), "and built anew");
     }
 }
+
+#[test]
+fn with_a_row_log_or_a_ledger_that_lost_files_it_makes_no_difference() {
+    let (disk, dir) = (SimulatedDisk::new(1), TempDir::new().unwrap());
+    let whole = place(&dir.path().join("whole"));
+    closed(&disk, &whole);
+    let table = Path::new("/data/ledger/failures");
+    let entries = disk.list(table).unwrap().into_iter();
+    let mut lost: Vec<Vec<PathBuf>> = entries.map(|entry| vec![table.join(entry.name)]).collect();
+    lost.push(lost.concat());
+    let ledger = disk.list(Path::new("/data/ledger")).unwrap().into_iter();
+    let ledger = ledger.filter(|entry| entry.kind == EntryKind::File);
+    lost.push(ledger.map(|entry| Path::new("/data/ledger").join(entry.name)).collect());
+    let mut changed = 0;
+    for files in lost {
+        let broken = disk.kill();
+        files.iter().for_each(|file| broken.remove(file).unwrap());
+        let mut without = House::open_with(&broken.kill(), &tiny(), hook()).unwrap();
+        without.work();
+        let tried = place(&dir.path().join("tried"));
+        copy(&whole.dir, &tried.dir);
+        let house = open(&broken, tried.clone());
+        assert_eq!(told(&house), told(&without), "without {files:?}");
+        changed += u64::from(without.status().damaged_ranges > 0);
+        house.close();
+        // What is gone stays gone, whatever the index knew of it.
+        let house = open(&broken, tried);
+        assert_eq!(told(&house).rows, told(&without).rows, "without {files:?}, afterwards");
+        house.close();
+        fs::remove_dir_all(dir.path().join("tried")).unwrap();
+    }
+    assert!(changed > 1, "{changed} losses took rows");
+}
