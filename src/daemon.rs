@@ -43,7 +43,7 @@ use tokio::time::Instant;
 use crate::config::{Config, ConfigError, Http, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
-use crate::http::{self, App, Limits, Listener, Services};
+use crate::http::{self, App, Limits, Listener, Services, Side};
 use crate::log::{LogError, Report};
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
@@ -62,6 +62,10 @@ pub use reload::Reread;
 use reload::{InForce, Reload};
 use snapshot::Snapshots;
 use vigil::{Ended, Vigil, Watch};
+
+/// Connections that operators have at a time at an address of their own: they take descriptors from those that
+/// are kept from clients.
+const MAX_OPERATORS: u32 = 64;
 
 /// Why the daemon ended other than by an orderly stop.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +91,14 @@ pub enum Error {
         reason: String,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {reason}; `http.listen` or `--listen` chooses another address")]
+    #[error("cannot listen on {address}: {reason}; {instead} chooses another address")]
     Listen {
         /// The address.
         address: String,
         /// Why.
         reason: String,
+        /// What chooses another one.
+        instead: &'static str,
     },
     /// The service manager passed something that is no socket to listen on.
     #[error("socket activation: {0}; see the socket unit that starts this service")]
@@ -152,6 +158,7 @@ fn run(
     let metrics = Metrics::behind(&app, config, disk.clone());
     let_in(config, &app)?;
     let (ingest, url) = Ingest::start(config, passed, app.clone(), &mut vigil)?;
+    listen_for_operators(config, &app, operations, ingest.stop.subscribe(), &mut vigil)?;
 
     // Recover.
     let telling = alive::recovering(manager, operations, real_disk);
@@ -198,11 +205,14 @@ fn run(
 
 /// A proxy in front may well encrypt; only the operator knows.
 fn warn_of_clear_text(http: &Http) {
-    if let Listen::Tcp(address) = &http.listen
-        && !address.ip().is_loopback()
-        && http.tokens_file.is_some()
-        && http.tls.is_none()
-    {
+    let open =
+        [Some(&http.listen), http.admin_listen.as_ref()].into_iter().flatten().find_map(
+            |listen| match listen {
+                Listen::Tcp(address) if !address.ip().is_loopback() => Some(address),
+                Listen::Tcp(_) | Listen::Unix(_) => None,
+            },
+        );
+    if let (Some(address), Some(_), None) = (open, &http.tokens_file, &http.tls) {
         tracing::warn!(%address, "tokens travel unencrypted, unless something in front encrypts; see http.tls_cert");
     }
 }
@@ -295,16 +305,47 @@ impl Ingest {
     }
 }
 
+/// Serves operators at an address of their own, if the configuration names one.
+fn listen_for_operators(
+    config: &Config,
+    app: &Arc<App>,
+    operations: &Handle,
+    mut stopped: watch::Receiver<bool>,
+    vigil: &mut Vigil,
+) -> Result<(), Error> {
+    let Some(address) = &config.http.admin_listen else { return Ok(()) };
+    let _inside = operations.enter();
+    let listener = bind(address, "`http.admin_listen`")?;
+    let mut limits = Limits { side: Side::Everybody, ..Limits::of(config) };
+    limits.http.max_connections = limits.http.max_connections.min(MAX_OPERATORS);
+    let (app, watch) = (app.clone(), vigil.watch("http-admin"));
+    operations.spawn(async move {
+        let stopped = async move {
+            // A daemon that is gone without a word stops as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        http::serve(listener, app, limits, stopped).await;
+        watch.end(Ok(()));
+    });
+    Ok(())
+}
+
+/// Must be called inside a runtime.
+fn bind(listen: &Listen, instead: &'static str) -> Result<Listener, Error> {
+    Listener::bind(listen).map_err(|error| Error::Listen {
+        address: match listen {
+            Listen::Tcp(address) => address.to_string(),
+            Listen::Unix(path) => path.display().to_string(),
+        },
+        reason: error.to_string(),
+        instead,
+    })
+}
+
 /// The sockets that were passed, or the one that the configuration names. Must be called inside a runtime.
 fn listen(config: &Config, passed: Passed) -> Result<Listener, Error> {
     if passed.http.is_empty() {
-        return Listener::bind(&config.http.listen).map_err(|error| Error::Listen {
-            address: match &config.http.listen {
-                Listen::Tcp(address) => address.to_string(),
-                Listen::Unix(path) => path.display().to_string(),
-            },
-            reason: error.to_string(),
-        });
+        return bind(&config.http.listen, "`http.listen` or `--listen`");
     }
     let listener =
         Listener::adopt(passed.http).map_err(|error| Error::Activation(format!("a socket: {error}")))?;

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn each_key_that_differs_is_named_and_no_secret_is() {
-        let sink = "[[sink]]\nname = \"a\"\ntype = \"stdout\"\n";
+        let sink = "[[sink]]\nname = \"a\"\ntype = \"exec\"\ncommand = [\"x\"]\n";
         let hook = "[[hook]]\nname = \"h\"\ntype = \"github\"\nsecrets = [\"0123456789abcdef\"]\n";
         let (listen, both) = ("[http]\nlisten = \"127.0.0.1:1\"\n", format!("{sink}{hook}"));
         for (old, new, expected) in [

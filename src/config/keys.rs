@@ -154,6 +154,13 @@ const HTTP: &[Key] = &[
     key("listen", "Where to listen. Sockets that systemd passes go before it.")
         .range("an address, or `unix:/run/eventflow/eventflow.sock`"),
     key(
+        "admin_listen",
+        "A listener of their own for operators, with every route; the other one then takes events and webhooks and \
+         tells its health, and nothing else.",
+    )
+    .range("as `listen`")
+    .unset("off", "\"127.0.0.1:8081\""),
+    key(
         "allow_anonymous",
         "Needed to listen on anything but loopback without tokens, because anyone who reaches it could post and read \
          events.",
@@ -179,6 +186,11 @@ const HTTP: &[Key] = &[
         "max_connections",
         "Open connections. Fewer, with a warning, where the limit on open files leaves room for fewer beside the \
          daemon's own 256.",
+    ),
+    key(
+        "max_connections_per_address",
+        "Open connections of one address (of IPv6: of one /64 network); 0 is no limit of its own. Unix sockets are not \
+         counted. Leave it at 0 behind a proxy, whose address all connections have.",
     ),
     key("header_timeout", "A request's header must be there within this time."),
     key("body_timeout", "A request's body must be there within this time; after it 408."),

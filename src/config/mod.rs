@@ -90,6 +90,10 @@ pub struct Http {
     pub allow_anonymous: bool,
     /// Who may do what; without it, everybody may do everything.
     pub tokens_file: Option<PathBuf>,
+    /// Where operators have a listener of their own; then the other one takes events and nothing else.
+    pub admin_listen: Option<Listen>,
+    /// Most open connections of one address; 0 is no limit but `max_connections`.
+    pub max_connections_per_address: u32,
     /// What TCP connections are encrypted with; without it they are not.
     pub tls: Option<Tls>,
 }

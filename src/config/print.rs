@@ -20,14 +20,14 @@ pub(super) fn print(config: &Config) -> String {
     let o = &mut out;
     text(o, "data_dir", &path(data_dir));
     section(o, "[http]");
-    let listen = match &http.listen {
-        Listen::Tcp(address) => address.to_string(),
-        Listen::Unix(socket) => format!("unix:{}", path(socket)),
-    };
-    text(o, "listen", &listen);
+    text(o, "listen", &listen(&http.listen));
+    if let Some(address) = &http.admin_listen {
+        text(o, "admin_listen", &listen(address));
+    }
     text(o, "max_body", &show_size(http.max_body_bytes));
     text(o, "max_event", &show_size(http.max_event_bytes));
     bare(o, "max_connections", http.max_connections);
+    bare(o, "max_connections_per_address", http.max_connections_per_address);
     text(o, "header_timeout", &show_duration(http.header_timeout));
     text(o, "body_timeout", &show_duration(http.body_timeout));
     text(o, "idle_timeout", &show_duration(http.idle_timeout));
@@ -75,6 +75,13 @@ pub(super) fn print(config: &Config) -> String {
         hook(o, config);
     }
     out
+}
+
+fn listen(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(socket) => format!("unix:{}", path(socket)),
+    }
 }
 
 /// One sink.

@@ -72,22 +72,33 @@ fn section<T>(settings: &mut Settings, name: &'static str, read: impl FnOnce(&mu
     value
 }
 
+/// What a listener's key wants.
+const LISTEN: &str = "it must be an address such as \"127.0.0.1:8080\" or \"unix:/path\"";
+
 fn http(s: &mut Section) -> Http {
     let listen = s
-        .parsed("listen", "it must be an address such as \"127.0.0.1:8080\" or \"unix:/path\"", parse_listen)
+        .parsed("listen", LISTEN, parse_listen)
         .unwrap_or(Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080)));
     let allow_anonymous = s.switch("allow_anonymous").unwrap_or(false);
     let tokens_file = tokens_file(s);
-    if let Listen::Tcp(address) = &listen
-        && !address.ip().is_loopback()
-        && !allow_anonymous
-        && tokens_file.is_none()
-    {
-        s.mistake(format!(
-            "`http.listen` = {address} is reachable from other machines and anyone there could post and read \
-             events: give out tokens (`http.tokens_file`, see `eventflow token new --help`), set \
-             `http.allow_anonymous = true` if that is meant, or listen on 127.0.0.1"
-        ));
+    let admin_listen = s.parsed("admin_listen", LISTEN, parse_listen);
+    if admin_listen.as_ref() == Some(&listen) {
+        s.mistake(
+            "`http.admin_listen` is the same as `http.listen`: leave it out, or choose another".to_owned(),
+        );
+    }
+    for (key, listen) in [("listen", Some(&listen)), ("admin_listen", admin_listen.as_ref())] {
+        if let Some(Listen::Tcp(address)) = listen
+            && !address.ip().is_loopback()
+            && !allow_anonymous
+            && tokens_file.is_none()
+        {
+            s.mistake(format!(
+                "`http.{key}` = {address} is reachable from other machines and anyone there could post and read \
+                 events: give out tokens (`http.tokens_file`, see `eventflow token new --help`), set \
+                 `http.allow_anonymous = true` if that is meant, or listen on 127.0.0.1"
+            ));
+        }
     }
     let max_body_bytes = s.size("max_body", 1..=GIB).unwrap_or(16 * MIB);
     let max_event = s.size("max_event", 1..=256 * MIB);
@@ -108,7 +119,9 @@ fn http(s: &mut Section) -> Http {
         }
     }
     let tls = tls::read_keys(s);
-    if tls.is_some() && matches!(listen, Listen::Unix(_)) {
+    if tls.is_some()
+        && [Some(&listen), admin_listen.as_ref()].iter().flatten().all(|l| matches!(l, Listen::Unix(_)))
+    {
         s.mistake("`http.tls_cert` is of no use on a Unix socket: who may open it, its mode says".to_owned());
     }
     Http {
@@ -124,6 +137,9 @@ fn http(s: &mut Section) -> Http {
         webhook_allowed_origin: s.text("webhook_allowed_origin"),
         allow_anonymous,
         tokens_file,
+        admin_listen,
+        max_connections_per_address: s.number("max_connections_per_address", 0..=1_000_000).unwrap_or(0)
+            as u32,
         tls,
     }
 }

@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::task::{Context, Poll};
@@ -33,8 +33,8 @@ enum Socket {
 /// One accepted connection.
 #[derive(Debug)]
 pub enum Stream {
-    /// TCP.
-    Tcp(TcpStream),
+    /// TCP, and where it comes from.
+    Tcp(TcpStream, IpAddr),
     /// A Unix socket.
     Unix(UnixStream),
 }
@@ -132,12 +132,12 @@ impl Socket {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
-            Self::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| {
+            Self::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, from)| {
                 // An answer is one small write and must not wait for the client's ACK.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY not set");
                 }
-                Stream::Tcp(stream)
+                Stream::Tcp(stream, from.ip())
             }),
             Self::Unix(socket) => socket.poll_accept(cx).map_ok(|(stream, _)| Stream::Unix(stream)),
         }

@@ -16,6 +16,7 @@
 //! Nothing here fails for good: a broken request ends its connection, a lack of descriptors pauses
 //! accepting, and [`serve`] returns only when it is told to.
 
+mod addresses;
 mod admin;
 mod auth;
 mod binary;
@@ -54,9 +55,10 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::rustls::ServerConfig;
 use tower::ServiceExt;
 
-use crate::config::{self, Config, Tokens};
+use crate::config::{self, Config, Scope, Tokens};
 use crate::queue::{Queue, Refusal};
 
+use addresses::{Addresses, Place};
 use auth::{Gate, Need};
 use body::Budget;
 use connection::{Clock, Deadlines};
@@ -289,6 +291,15 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+/// For whom a listener is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Every route.
+    Everybody,
+    /// Events, webhooks and health; operators have a listener of their own.
+    Senders,
+}
+
 /// The limits the edge keeps.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -296,12 +307,15 @@ pub struct Limits {
     pub http: config::Http,
     /// Most bytes of event text a request may grow into: a segment, because a request is one frame.
     pub max_batch_bytes: u64,
+    /// Which routes are served.
+    pub side: Side,
 }
 
 impl Limits {
     /// Those of a configuration.
     pub fn of(config: &Config) -> Self {
-        Self { http: config.http.clone(), max_batch_bytes: config.wal.segment_bytes }
+        let side = if config.http.admin_listen.is_some() { Side::Senders } else { Side::Everybody };
+        Self { http: config.http.clone(), max_batch_bytes: config.wal.segment_bytes, side }
     }
 }
 
@@ -344,6 +358,9 @@ impl Edge {
         }
         let body_unread = !hyper::body::Body::is_end_stream(request.body());
         let admitted = match Need::of(request.method(), request.uri().path()) {
+            Need::Token(Scope::Read | Scope::Admin) if self.limits.side == Side::Senders => {
+                Err(Problem::new(Slug::NotFound, "only events are taken at this address (http.admin_listen)"))
+            }
             Need::Token(scope) => self.app.gate.admit(scope, request.headers()),
             Need::Nothing | Need::Signature => Ok(()),
         };
@@ -466,9 +483,9 @@ struct Server {
     deadlines: Deadlines,
     max_connections: usize,
     connections: JoinSet<()>,
-    clocks: HashMap<Id, Arc<Clock>>,
+    clocks: HashMap<Id, (Arc<Clock>, Place)>,
+    addresses: Addresses,
     turned_away: JoinSet<()>,
-    full: Arc<[u8]>,
 }
 
 impl Server {
@@ -482,15 +499,13 @@ impl Server {
             park: PARK.min(http.idle_timeout / 4),
             linger: LINGER.min(http.body_timeout),
         };
-        let full =
-            Problem::new(Slug::Overloaded, "too many connections (http.max_connections)").to_wire(true, None);
         Server {
             deadlines,
+            addresses: Addresses::new(http.max_connections_per_address as usize),
             max_connections: http.max_connections as usize,
             connections: JoinSet::new(),
             clocks: HashMap::new(),
             turned_away: JoinSet::new(),
-            full: full.into(),
             edge: Arc::new(Edge {
                 event_limits: EventLimits {
                     max_event: http.max_event_bytes as usize,
@@ -509,18 +524,29 @@ impl Server {
         let counts = self.edge.app.traffic.connections();
         if self.connections.len() >= self.max_connections {
             counts.turned_away.add(1);
-            return self.turn_away(stream);
+            return self.turn_away(stream, "too many connections (http.max_connections)");
         }
+        let from = match &stream {
+            Stream::Tcp(_, from) => Some(*from),
+            Stream::Unix(_) => None,
+        };
+        let Some(place) = self.addresses.enter(from) else {
+            let why = "too many connections of one address (http.max_connections_per_address)";
+            counts.turned_away.add(1);
+            return self.turn_away(stream, why);
+        };
         counts.admitted.add(1);
         let clock = Clock::begin();
         let edge = self.edge.clone();
         let (connections, clock_there) = (&mut self.connections, clock.clone());
         let task = match (stream, self.edge.app.tls()) {
-            (Stream::Tcp(stream), None) => connections.spawn(connection::serve(stream, clock_there, edge)),
-            (Stream::Tcp(stream), Some(tls)) => connections.spawn(tls::serve(stream, tls, clock_there, edge)),
+            (Stream::Tcp(stream, _), None) => connections.spawn(connection::serve(stream, clock_there, edge)),
+            (Stream::Tcp(stream, _), Some(tls)) => {
+                connections.spawn(tls::serve(stream, tls, clock_there, edge))
+            }
             (Stream::Unix(stream), _) => connections.spawn(connection::serve(stream, clock_there, edge)),
         };
-        self.clocks.insert(task.id(), clock);
+        self.clocks.insert(task.id(), (clock, place));
     }
 
     /// Admits the connections that the kernel has made already, so that they are answered and not
@@ -544,17 +570,18 @@ impl Server {
         }
     }
 
-    fn turn_away(&mut self, stream: Stream) {
+    fn turn_away(&mut self, stream: Stream, why: &'static str) {
         while self.turned_away.try_join_next().is_some() {}
         if self.turned_away.len() >= MAX_TURNED_AWAY {
             return;
         }
-        let (full, tls) = (self.full.clone(), self.edge.app.tls());
+        let full: Arc<[u8]> = Problem::new(Slug::Overloaded, why).to_wire(true, None).into();
+        let tls = self.edge.app.tls();
         self.turned_away.spawn(async move {
             let answered = async {
                 match (stream, tls) {
-                    (Stream::Tcp(stream), None) => connection::turn_away(stream, full).await,
-                    (Stream::Tcp(stream), Some(tls)) => {
+                    (Stream::Tcp(stream, _), None) => connection::turn_away(stream, full).await,
+                    (Stream::Tcp(stream, _), Some(tls)) => {
                         if let Ok(Some(stream)) = tls::handshake(stream, tls).await {
                             connection::turn_away(stream, full).await;
                         }
@@ -575,20 +602,22 @@ impl Server {
                 failed.id()
             }
         };
-        self.clocks.remove(&id);
+        if let Some((_, place)) = self.clocks.remove(&id) {
+            self.addresses.leave(place);
+        }
         self.edge.app.traffic.connections().ended.add(1);
     }
 
     fn sweep(&mut self) {
         let step = self.deadlines.step();
-        for clock in self.clocks.values() {
+        for (clock, _) in self.clocks.values() {
             clock.sweep(&self.deadlines, step);
         }
         while self.turned_away.try_join_next().is_some() {}
     }
 
     fn finish(&mut self) {
-        for clock in self.clocks.values() {
+        for (clock, _) in self.clocks.values() {
             clock.finish();
         }
     }

@@ -963,7 +963,7 @@ async fn an_idle_connection_gives_up_its_buffers_and_serves_on() {
     let (clock, mut listener) =
         (Clock::begin(), Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap());
     let stream = TcpStream::connect(listener.addresses().next().unwrap()).await.unwrap();
-    let Stream::Tcp(accepted) = listener.accept().await.unwrap() else { unreachable!() };
+    let Stream::Tcp(accepted, _) = listener.accept().await.unwrap() else { unreachable!() };
     let task = tokio::spawn(connection::serve(accepted, clock.clone(), edge.clone()));
     let mut client = Client { stream, buffer: Vec::new() };
     // Half a request behind a whole one is kept over the parking.
@@ -994,7 +994,7 @@ async fn several_sockets_that_were_passed_are_all_accepted_from() {
     assert_eq!(listener.addresses().collect::<Vec<_>>(), addresses);
     for address in addresses.into_iter().chain(addresses) {
         let client = std::net::TcpStream::connect(address).unwrap();
-        let Stream::Tcp(accepted) = listener.accept().await.unwrap() else { unreachable!() };
+        let Stream::Tcp(accepted, _) = listener.accept().await.unwrap() else { unreachable!() };
         assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
     }
 }

@@ -1,9 +1,10 @@
 //! Tokens from outside: what `eventflow token new` makes opens what it says and nothing else.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Client, Daemon, archive, eventflow, run, words};
-use crate::tidy;
+use crate::harness::{Client, DEADLINE, Daemon, archive, eventflow, run, words};
 
 /// A folder with a tokens file, and each token by its scope.
 struct Keys {
@@ -47,17 +48,13 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Every route that the source registers, and the ones that are answered ahead of the router.
+/// Every route: the description has all of them, as a test beside the router makes sure. And one that is none.
 fn routes() -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    for source in tidy::sources("src/http") {
-        for part in source.text.split(".route(").skip(1) {
-            found.extend(
-                part.trim_start().strip_prefix('"').and_then(|p| p.split('"').next()).map(str::to_owned),
-            );
-        }
-    }
-    assert!(found.len() >= 10, "{found:?}");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
+    let text = std::fs::read_to_string(file).expect("readable");
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut found: Vec<String> = document["paths"].as_object().expect("routes").keys().cloned().collect();
+    assert!(found.len() >= 16, "{found:?}");
     found.push("/no/such/route".to_owned());
     found
 }
@@ -82,13 +79,7 @@ fn no_route_is_open_that_was_not_meant_to_be() {
         assert!(!address.contains('{'), "a value for {address}");
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "FROBNICATE"] {
             let ask = |headers: &[(&str, &str)]| {
-                // An answer to HEAD has a length and no body, which only a new connection shrugs off.
-                let mut client = Client::to(daemon.address);
-                match method {
-                    "HEAD" => client.head(&address, headers),
-                    _ => client.request(method, &address, headers, b"").map(|answer| answer.status),
-                }
-                .expect("answered")
+                Client::to(daemon.address).status(method, &address, headers).expect("answered")
             };
             let status = ask(&[]);
             assert_eq!(status != 401, open(method, &route), "{method} {address} without a token: {status}");
@@ -197,4 +188,48 @@ fn beyond_loopback_there_are_tokens_or_a_word_that_says_so() {
         "{}",
         words(&wrong)
     );
+}
+
+/// One request over a Unix socket, and everything that comes back.
+fn over_unix(socket: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("it listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    write!(stream, "{request}").expect("taken");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer to its end");
+    answer
+}
+
+#[test]
+fn with_a_listener_for_operators_the_other_one_takes_events_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("admin.sock");
+    let listen = format!("unix:{}", path(&socket));
+    let daemon = Daemon::start(dir.path(), &[("EVENTFLOW_HTTP__ADMIN_LISTEN", &listen)]);
+    for route in routes() {
+        let address =
+            route.replace("{offset}", "0").replace("{name}", "archive").replace("{sink}", "archive");
+        for method in ["GET", "POST"] {
+            let status = Client::to(daemon.address).status(method, &address, &[]).expect("answered");
+            let health = method == "GET" && ["/livez", "/healthz", "/readyz"].contains(&&*route);
+            let events = method == "POST" && route == "/v1/events";
+            assert_eq!(status == 404, !health && !events, "{method} {route}: {status}");
+        }
+    }
+    let sent = daemon.client().post("application/json", b"1").expect("answered");
+    assert_eq!(sent.status, 202);
+    let ask = |request: &str| {
+        over_unix(
+            &socket,
+            &format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
+        )
+    };
+    for request in ["GET /v1/status", "GET /v1/events/0", "GET /readyz", "POST /v1/sinks/archive/resume"] {
+        let answer = ask(request);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{request}: {answer}");
+    }
+    let event = "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n2";
+    assert!(over_unix(&socket, event).contains("\"accepted\":1"));
+    assert!(ask("GET /v1/status").contains("\"next_offset\":2"));
+    assert_eq!(daemon.terminate().code(), Some(0));
 }

@@ -304,11 +304,13 @@ impl Client {
         self.request("POST", "/v1/events", &[("content-type", media_type)], body)
     }
 
-    /// The status of a HEAD, whose answer names a length and has no body.
-    pub fn head(&mut self, path: &str, headers: &[(&str, &str)]) -> std::io::Result<u16> {
+    /// The status of an answer that is not compared with the description: one to HEAD, which names a length
+    /// and has no body, or one of a listener that does not serve every route.
+    pub fn status(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<u16> {
         let mut stream = BufReader::new(TcpStream::connect(self.address)?);
         stream.get_ref().set_read_timeout(Some(DEADLINE))?;
-        let mut message = format!("HEAD {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let mut message =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n");
         for (name, value) in headers {
             message += &format!("{name}: {value}\r\n");
         }

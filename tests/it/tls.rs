@@ -123,7 +123,7 @@ fn where_certificates_are_wanted_the_commands_show_theirs() {
     eventually("the daemon to serve", || run(&shown).status.success().then_some(()));
     assert_eq!(run(&bare).status.code(), Some(1));
     // The plain word for plain HTTP needs no certificate.
-    assert_eq!(Client::to(daemon.address).get("/livez").expect("answered").status, 400);
+    assert_eq!(Client::to(daemon.address).status("GET", "/livez", &[]).expect("answered"), 400);
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 

@@ -128,3 +128,30 @@ async fn tokens_are_exchanged_while_connections_stand() {
     client.send(post(JSON, EVENT)).await;
     assert_eq!(client.reply().await.status, 202);
 }
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_it_may_and_gets_them_back() {
+    let running = start(|http| http.max_connections_per_address = 2).await;
+    let mut clients = [running.client().await, running.client().await];
+    for client in &mut clients {
+        client.send(get("/livez")).await;
+        assert_eq!(client.reply().await.status, 200);
+    }
+    let mut third = running.client().await;
+    let reply = third.reply().await;
+    assert_eq!((reply.status, &*reply.slug()), (429, "overloaded"));
+    assert!(reply.body.contains("max_connections_per_address"), "{}", reply.body);
+    assert!(third.is_closed().await);
+    drop(clients);
+    in_time(async {
+        // The server hears of the ends when it does; until then there is no place.
+        loop {
+            let mut client = running.client().await;
+            client.send(get("/livez")).await;
+            if client.reply().await.status == 200 {
+                break;
+            }
+        }
+    })
+    .await;
+}
