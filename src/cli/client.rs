@@ -52,60 +52,71 @@ pub(super) struct StatusArgs {
 }
 
 #[derive(Debug, Deserialize)]
-struct Status {
-    version: String,
-    uptime_seconds: f64,
-    state: String,
+pub(super) struct Status {
+    pub(super) version: String,
+    pub(super) uptime_seconds: f64,
+    pub(super) state: String,
     #[serde(default)]
-    wal: Wal,
+    pub(super) wal: Wal,
     #[serde(default)]
-    sinks: Vec<Sink>,
+    pub(super) sinks: Vec<Sink>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Wal {
-    first_offset: u64,
-    next_offset: u64,
-    bytes: u64,
-    budget_bytes: u64,
-    segments: u64,
-    voids: u64,
-    damaged_ranges: u64,
+pub(super) struct Wal {
+    pub(super) first_offset: u64,
+    pub(super) next_offset: u64,
+    pub(super) bytes: u64,
+    pub(super) budget_bytes: u64,
+    pub(super) segments: u64,
+    pub(super) voids: u64,
+    pub(super) damaged_ranges: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Sink {
-    name: String,
+pub(super) struct Sink {
+    pub(super) name: String,
     #[serde(rename = "type")]
-    kind: String,
-    state: String,
-    acked_offset: u64,
-    pending: u64,
-    in_flight: u64,
-    retrying: u64,
-    dead: u64,
-    delivered: u64,
-    dropped: u64,
-    skipped: u64,
-    last_error: Option<String>,
+    pub(super) kind: String,
+    pub(super) state: String,
+    pub(super) acked_offset: u64,
+    pub(super) pending: u64,
+    pub(super) in_flight: u64,
+    pub(super) retrying: u64,
+    pub(super) dead: u64,
+    pub(super) delivered: u64,
+    pub(super) dropped: u64,
+    pub(super) skipped: u64,
+    pub(super) last_error: Option<String>,
 }
 
-/// `eventflow status`
-pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
-    let url = args.url.at("/v1/status");
-    let agent = args.url.agent(Duration::from_secs(10))?;
-    let mut response = agent.get(&url).call().map_err(|error| unreachable(&url, &error))?;
-    let text = response.body_mut().read_to_string().map_err(|error| unreachable(&url, &error))?;
+/// The body of a 200 from `url`.
+pub(super) fn ask(agent: &ureq::Agent, url: &str) -> Result<String, Failure> {
+    let mut response = agent.get(url).call().map_err(|error| unreachable(url, &error))?;
+    let text = response.body_mut().read_to_string().map_err(|error| unreachable(url, &error))?;
     if response.status() != 200 {
         return Err(Failure::failed(format_args!("{url} answered {}: {}", response.status(), text.trim())));
     }
-    let status: Status = serde_json::from_str(&text).map_err(|error| {
+    Ok(text)
+}
+
+/// A daemon's status, and its text.
+pub(super) fn status_of(agent: &ureq::Agent, url: &str) -> Result<(Status, String), Failure> {
+    let text = ask(agent, url)?;
+    let status = serde_json::from_str(&text).map_err(|error| {
         Failure::failed(format_args!(
             "{url} did not answer with a status ({error}); is that an eventflow daemon?"
         ))
     })?;
+    Ok((status, text))
+}
+
+/// `eventflow status`
+pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
+    let agent = args.url.agent(Duration::from_secs(10))?;
+    let (status, text) = status_of(&agent, &args.url.at("/v1/status"))?;
     if args.json {
         print(&format!("{}\n", text.trim_end()))?;
     } else {
@@ -142,10 +153,10 @@ fn imbalance(wal: &Wal, sink: &Sink) -> Option<String> {
     None
 }
 
-const GOOD: Style = AnsiColor::Green.on_default();
-const WAITING: Style = AnsiColor::Yellow.on_default();
-const BAD: Style = AnsiColor::Red.on_default();
-const HEAD: Style = Style::new().bold();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const WAITING: Style = AnsiColor::Yellow.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default();
+pub(super) const HEAD: Style = Style::new().bold();
 
 fn table(status: &Status) -> String {
     let mut out = String::new();

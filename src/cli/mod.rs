@@ -11,6 +11,7 @@ mod offline;
 mod send;
 mod snapshot;
 mod token;
+mod top;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -153,6 +154,9 @@ enum Verb {
   eventflow status
   eventflow status --url http://10.0.0.5:8080 --json | jq .sinks")]
     Status(client::StatusArgs),
+    /// Watch a running daemon: rates, lag, refusals, the time syncs take
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::TopArgs),
     /// Copy the data directory of a running daemon into another one, consistently
     #[command(after_help = snapshot::EXAMPLES)]
     Snapshot(snapshot::SnapshotArgs),
@@ -249,6 +253,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Send(args) => send::send(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Status(args) => client::status(&args),
+        Verb::Top(args) => top::top(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),

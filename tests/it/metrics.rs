@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::harness::{Daemon, TINY, eventually, installed};
+use crate::harness::{Daemon, TINY, eventually, installed, run, words};
 
 fn document(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(path)
@@ -174,4 +174,31 @@ fn dashboard_and_alerts_name_metrics_that_exist_and_every_alert_is_explained() {
     assert_eq!(rows, alerts, "docs/OPERATIONS.md (left) against docs/monitoring/alerts.yml (right)");
     serde_json::from_str::<serde_json::Value>(&read("monitoring/grafana.json"))
         .expect("the dashboard is JSON");
+}
+
+#[test]
+fn top_on_a_pipe_prints_a_line_or_an_object_each_time_and_ends_when_told() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let daemon = Daemon::start(dir.path(), TINY);
+    let url = daemon.url();
+    let top = |more: &[&str]| run(&[&["top", "--url", &url, "--interval", "100ms"][..], more].concat());
+    let lines = top(&["--count", "2"]);
+    let text = String::from_utf8_lossy(&lines.stdout).into_owned();
+    assert_eq!((lines.status.code(), text.lines().count()), (Some(0), 2), "{text}{}", words(&lines));
+    assert!(
+        text.lines().all(|line| line.starts_with("serving in ") && line.contains("| archive running")),
+        "{text}"
+    );
+    let object = top(&["--count", "1", "--json"]);
+    let object: serde_json::Value = serde_json::from_slice(&object.stdout).expect("JSON");
+    assert_eq!(
+        (&object["ready"], &object["sinks"][0]["name"]),
+        (&true.into(), &"archive".into()),
+        "{object}"
+    );
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let gone = top(&[]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(words(&gone).contains("is the daemon running?"), "{}", words(&gone));
+    assert_eq!(top(&["--interval", "1ms"]).status.code(), Some(2));
 }
