@@ -89,7 +89,7 @@ pub(super) const TABLES: &[Table] = &[
         kind: "",
         intro: "Events that a sink did not take.",
         keys: &[
-            key("budget", "Bytes that the failure table may take on disk.")
+            key("budget", "Bytes that the failure table may take on disk; its index may take as much again, and 64 MiB at any rate.")
                 .range("with a sink that parks events at least 16 × `http.max_event` and a little"),
             key("index_cache", "Memory for the cache of the table's index, `state.sled/`."),
             key(
