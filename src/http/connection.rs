@@ -198,6 +198,11 @@ impl Clock {
         self.stalled.store(0, Ordering::Relaxed);
     }
 
+    /// Whether the connection has not brought its first request yet.
+    pub fn is_fresh(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == Phase::Header as u64
+    }
+
     /// Asks for an orderly end: the request under way is answered, an idle connection closes.
     pub fn finish(&self) {
         self.ask(FINISH);

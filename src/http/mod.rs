@@ -403,6 +403,11 @@ const LINGER: Duration = Duration::from_secs(5);
 /// How long connections wait in a socket that was passed for a recovery to end; then they are told of it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a connection that was made just before the end has to send its first request, and how often
+/// that is looked at.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(5);
+
 /// A connection without a request for this long gives up its buffers.
 const PARK: Duration = Duration::from_millis(500);
 
@@ -550,19 +555,25 @@ impl Server {
     }
 
     /// Admits the connections that the kernel has made already, so that they are answered and not
-    /// reset when the listener closes behind this.
+    /// reset when the listener closes behind this, and waits a little for the requests of those that were
+    /// made just now.
     async fn admit_waiting(&mut self, listener: Option<Listener>) {
-        let Some(mut listener) = listener else { return };
-        for _ in 0..listener::BACKLOG {
-            let mut accepting = pin!(listener.accept());
-            let accepted = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
-            match accepted {
-                Poll::Ready(Ok(stream)) => self.admit(stream),
-                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
-                Poll::Ready(Err(_)) | Poll::Pending => break,
+        if let Some(mut listener) = listener {
+            for _ in 0..listener::BACKLOG {
+                let mut accepting = pin!(listener.accept());
+                let accepted = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
+                match accepted {
+                    Poll::Ready(Ok(stream)) => self.admit(stream),
+                    Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
+                    Poll::Ready(Err(_)) | Poll::Pending => break,
+                }
             }
         }
-        drop(listener);
+        // Whoever has just connected is about to say something.
+        let end = Instant::now() + FIRST_WORDS;
+        while self.clocks.values().any(|(clock, _)| clock.is_fresh()) && Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+        }
         // What has arrived on any connection is seen and read before connections are asked to end: a
         // task that yields goes on behind the sockets' news, and behind the tasks they wake.
         for _ in 0..2 {

@@ -998,3 +998,15 @@ async fn several_sockets_that_were_passed_are_all_accepted_from() {
         assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
     }
 }
+
+#[tokio::test]
+async fn who_connects_just_before_the_end_is_answered() {
+    let mut running = start(|_| {}).await;
+    let mut client = running.client().await;
+    running.stop.take().unwrap().send(()).unwrap();
+    running.app.reaches(State::Draining).await;
+    tokio::task::yield_now().await;
+    client.send(post(JSON, "1")).await;
+    assert_eq!(client.reply().await.slug(), "shutting-down");
+    running.server.await.unwrap();
+}
