@@ -49,7 +49,7 @@ impl Passed {
                 return wrong(reason);
             }
             if name == ADMIN {
-                return wrong("is for operators, and this version has no listener for them alone".to_owned());
+                return wrong("is for operators, who are not passed a socket yet: `http.admin_listen` names their address".to_owned());
             }
             http.push(socket);
         }
