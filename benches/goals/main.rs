@@ -1,32 +1,53 @@
 //! `cargo bench`: the goals, each as a ratio of two things measured in the same run.
 //!
 //! Machines and hours differ by a factor of two, so no absolute figure means anything; what is compared
-//! is measured in turns, round after round, and the median of the rounds' ratios is printed.
-//! `EVENTFLOW_BENCH_SECONDS` (default 150) is about how long it may take; `EVENTFLOW_BENCH_DIR` is
+//! is measured in turns, round after round, and the median of the rounds' ratios is printed and drawn
+//! (`docs/goals.svg`, `docs/rates.svg`).
+//!
+//! `EVENTFLOW_BENCH_SECONDS` (default 300) is about how long it may take; `EVENTFLOW_BENCH_DIR` is
 //! where it writes (default: the build's temporary directory, so that it is a disk and no tmpfs).
+//! `cargo bench --bench goals -- ready idle` runs only those parts: rounds, slow, ready, idle, overload,
+//! calls. `-- --load ADDRESS CONNECTIONS SECONDS` only makes load (0 connections: NDJSON over 16), for a
+//! profile of whatever listens there.
 
 mod floor;
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code)]
 mod harness;
 mod load;
+mod overload;
+mod plot;
+mod process;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::{Daemon, eventflow};
 use load::{HTTP_NDJSON, HTTP_SINGLE, Measured, NDJSON_EVENTS, Numbers, REDIS_XADD};
+use process::{ProcessorTime, SystemCalls, resident_bytes};
 
 const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 5;
 
-/// Room for what piles up while the sink is paused, in segments that are written beforehand: what a
-/// log that has run for a while has, too.
+/// All of the log's room in segments that are written beforehand: what a log that has run for a while
+/// has. Otherwise half of what is measured would be the writing of zeros.
 const SETTINGS: &[(&str, &str)] = &[
-    ("EVENTFLOW_WAL__BUDGET", "8GiB"),
+    ("EVENTFLOW_WAL__BUDGET", "2176MiB"),
+    ("EVENTFLOW_WAL__SEGMENT", "128MiB"),
     ("EVENTFLOW_WAL__SPARES", "16"),
+    ("EVENTFLOW_TELEMETRY__LEVEL", "warn"),
+];
+/// All of it but a segment, for which blocks that the file system takes for itself may leave no room.
+const PREPARED_BYTES: f64 = (2048u64 << 20) as f64;
+
+/// A log that is full at once.
+const SMALL: &[(&str, &str)] = &[
+    ("EVENTFLOW_WAL__BUDGET", "64MiB"),
+    ("EVENTFLOW_WAL__SEGMENT", "8MiB"),
     ("EVENTFLOW_TELEMETRY__LEVEL", "warn"),
 ];
 
@@ -39,6 +60,11 @@ impl Figures {
         self.0.entry(name.into()).or_default().push(value);
     }
 
+    /// The names of all figures.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
     /// One figure, as measured.
     fn of(&self, name: &str) -> Spread {
         Spread::of(self.0.get(name).cloned().unwrap_or_default())
@@ -46,14 +72,24 @@ impl Figures {
 
     /// The ratio of two figures, round by round.
     fn ratio(&self, above: &str, below: &str) -> Spread {
-        let (Some(above), Some(below)) = (self.0.get(above), self.0.get(below)) else {
+        self.paired(above, below, |a, b| a / b)
+    }
+
+    /// The difference of two figures, round by round.
+    fn difference(&self, more: &str, less: &str) -> Spread {
+        self.paired(more, less, |a, b| a - b)
+    }
+
+    fn paired(&self, one: &str, other: &str, combine: fn(f64, f64) -> f64) -> Spread {
+        let (Some(one), Some(other)) = (self.0.get(one), self.0.get(other)) else {
             return Spread::of(Vec::new());
         };
-        Spread::of(above.iter().zip(below).map(|(a, b)| a / b).collect())
+        Spread::of(one.iter().zip(other).map(|(a, b)| combine(*a, *b)).collect())
     }
 }
 
 /// The median of the rounds, and how far they lie apart: a median within a wide spread says little.
+#[derive(Clone, Copy)]
 struct Spread {
     low: f64,
     median: f64,
@@ -66,6 +102,11 @@ impl Spread {
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         Self { low: at(0), median: at(values.len() / 2), high: at(values.len().saturating_sub(1)) }
     }
+
+    /// In another unit.
+    fn map(self, convert: impl Fn(f64) -> f64) -> Self {
+        Self { low: convert(self.low), median: convert(self.median), high: convert(self.high) }
+    }
 }
 
 /// What every measurement needs.
@@ -77,20 +118,22 @@ struct Bench {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|a| a == floor::NOTHING) {
-        return floor::serve_nothing(&arguments[2]);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    match arguments.first().map(String::as_str) {
+        Some(floor::NOTHING) => return floor::serve_nothing(&arguments[1]),
+        Some("--load") => return only_load(&arguments[1..]),
+        _ => {}
     }
     if cfg!(debug_assertions) {
         println!("figures of a debug build say nothing; run `cargo bench`");
         return;
     }
-    let seconds = std::env::var("EVENTFLOW_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(150.0);
+    let seconds = std::env::var("EVENTFLOW_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300.0);
     let place =
         std::env::var_os("EVENTFLOW_BENCH_DIR").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     let folder = tempfile::tempdir_in(place).expect("a writable folder");
-    // About 15 slices a round; what is around them takes as long again as a third of them.
-    let slice = Duration::from_secs_f64((seconds / f64::from(ROUNDS) / 15.0 / 1.6).max(0.2));
+    // About 17 slices a round; what is around them takes as long again as half of them.
+    let slice = Duration::from_secs_f64((seconds / f64::from(ROUNDS) / 17.0 / 1.8).max(0.2));
     let mut bench = Bench {
         folder: folder.path().to_path_buf(),
         slice,
@@ -101,14 +144,41 @@ fn main() {
         "{ROUNDS} rounds, {slice:.1?} a measurement, events of 256 bytes, in {}",
         folder.path().display()
     );
-    for round in 1..=ROUNDS {
+    let wanted = |part: &str| arguments.is_empty() || arguments.iter().any(|a| a == part);
+    for round in (1..=ROUNDS).filter(|_| wanted("rounds")) {
         let begun = Instant::now();
         bench.round();
         println!("round {round}: {:.0?}", begun.elapsed());
     }
-    bench.slow_syncs();
-    bench.time_to_ready();
-    bench.report();
+    let parts: [(&str, fn(&mut Bench)); 5] = [
+        ("slow", Bench::slow_syncs),
+        ("ready", Bench::with_much_waiting),
+        ("idle", Bench::idle_connections),
+        ("overload", Bench::overload),
+        ("calls", Bench::system_calls),
+    ];
+    for (name, part) in parts.into_iter().filter(|(name, _)| wanted(name)) {
+        let begun = Instant::now();
+        part(&mut bench);
+        println!("{name}: {:.0?}", begun.elapsed());
+    }
+    report::tell(&bench.figures, arguments.is_empty());
+}
+
+/// Load and nothing else.
+fn only_load(arguments: &[String]) {
+    let [address, connections, seconds] = arguments else { panic!("--load ADDRESS CONNECTIONS SECONDS") };
+    let address: SocketAddr = address.parse().expect("an address");
+    let connections: usize = connections.parse().expect("a number");
+    let time = Duration::from_secs(seconds.parse().expect("seconds"));
+    // Other numbers each time, so that no event is a duplicate of an earlier run's.
+    let first =
+        std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_millis() as u64 % (1 << 33) << 12;
+    let measured = match connections {
+        0 => load::few_connections(address, 16, 1, time, &HTTP_NDJSON, first),
+        many => load::many_connections(address, many, time, &HTTP_SINGLE, first),
+    };
+    println!("{:.0} answers a second", measured.rate());
 }
 
 impl Bench {
@@ -118,8 +188,7 @@ impl Bench {
     }
 
     fn ndjson(&mut self, address: std::net::SocketAddr, time: Duration) -> f64 {
-        // A request's number counts thousands of events.
-        let first = self.numbers.take() / NDJSON_EVENTS;
+        let first = self.numbers.take();
         load::few_connections(address, 16, 1, time, &HTTP_NDJSON, first).rate() * NDJSON_EVENTS as f64
     }
 
@@ -129,7 +198,7 @@ impl Bench {
         let mut disk = floor::Disk::prepare(&folder);
         let nothing = floor::nothing();
         let redis = floor::redis(&folder.join("redis"));
-        let daemon = Daemon::start(&folder.join("eventflow"), SETTINGS);
+        let daemon = prepared(&folder.join("eventflow"));
         for connections in CONNECTIONS {
             if connections == 1 {
                 let p50 = disk.sync_p50(self.slice / 2);
@@ -141,10 +210,15 @@ impl Bench {
             }
             alone(&daemon);
             let from = next_offset(&daemon);
+            let before = ProcessorTime::of(daemon.process());
             let measured = self.single(daemon.address, connections, false);
+            let used = ProcessorTime::of(daemon.process());
             self.figures.add(format!("single {connections}"), measured.rate());
+            let each = 1e6 / measured.answers as f64;
+            self.figures.add(format!("single {connections} user µs"), (used.user - before.user) * each);
+            self.figures.add(format!("single {connections} kernel µs"), (used.kernel - before.kernel) * each);
             match connections {
-                1 => self.figures.add("single p50", measured.p50()),
+                1 => self.figures.add("single p50", measured.percentile(0.5)),
                 16 => {
                     let syncs = syncs(&daemon.data_dir, from) / measured.answers as f64;
                     self.figures.add("syncs per ack", syncs);
@@ -162,7 +236,13 @@ impl Bench {
         let raw = disk.bytes_per_second(self.slice / 2);
         self.figures.add("raw bytes", raw);
         alone(&daemon);
+        let before = ProcessorTime::of(daemon.process());
+        let from = next_offset(&daemon);
         let events = self.ndjson(daemon.address, self.slice);
+        let used = ProcessorTime::of(daemon.process());
+        let each = 1e6 / (next_offset(&daemon) - from) as f64;
+        self.figures.add("ndjson line user µs", (used.user - before.user) * each);
+        self.figures.add("ndjson line kernel µs", (used.kernel - before.kernel) * each);
         self.figures.add("ndjson", events);
         self.figures.add("ndjson bytes", events * (load::EVENT_BYTES as f64 + 1.0));
         if let Some(redis) = &redis {
@@ -170,7 +250,11 @@ impl Bench {
             let measured = load::few_connections(redis.address, 4, 256, self.slice, &REDIS_XADD, first);
             self.figures.add("redis pipeline", measured.rate());
         }
+        let archived = archive_bytes(&daemon);
+        let begun = Instant::now();
         together(&daemon);
+        let drained = (archive_bytes(&daemon) - archived) / begun.elapsed().as_secs_f64();
+        self.figures.add("drained bytes", drained);
         let events = self.ndjson(daemon.address, self.slice);
         self.figures.add("ndjson archived", events);
         daemon.kill();
@@ -205,77 +289,129 @@ impl Bench {
         daemon.kill();
     }
 
-    /// From the start of the process to ready, with one and with five million events waiting.
-    fn time_to_ready(&mut self) {
+    /// With one and with five million events waiting: from the start of the process to ready, what it
+    /// holds in memory then, and how long it takes to verify the log.
+    fn with_much_waiting(&mut self) {
         let folder = self.folder.join("ready");
-        let mut daemon = Daemon::start(&folder, SETTINGS);
+        let mut daemon = prepared(&folder);
         pause(&daemon, true);
         for millions in [1, 5] {
             while next_offset(&daemon) < millions * 1_000_000 {
                 self.ndjson(daemon.address, Duration::from_millis(100));
             }
-            for _ in 0..5 {
+            for _ in 0..ROUNDS {
                 daemon.kill();
                 let begun = Instant::now();
                 daemon = Daemon::start(&folder, SETTINGS);
                 self.figures.add(format!("ready {millions}M"), begun.elapsed().as_secs_f64());
-                self.figures.add(format!("memory {millions}M"), resident_bytes(&daemon));
+                self.figures.add(format!("memory {millions}M"), resident_bytes(daemon.process()));
             }
+        }
+        let wal = folder.join("wal");
+        daemon.terminate();
+        for _ in 0..ROUNDS {
+            self.figures.add("raw read", floor::read_bytes_per_second(&wal));
+            let begun = Instant::now();
+            let verified =
+                eventflow(&["wal", "verify", "--data-dir"]).arg(&folder).output().expect("it runs");
+            assert!(verified.status.success(), "{}", harness::words(&verified));
+            let bytes: u64 = segments(&wal).map(|file| file.metadata().expect("there").len()).sum();
+            self.figures.add("verified bytes", bytes as f64 / begun.elapsed().as_secs_f64());
+        }
+        std::fs::remove_dir_all(&folder).expect("ours to remove");
+    }
+
+    /// Ten thousand clients that have posted one event each and now keep their connections.
+    fn idle_connections(&mut self) {
+        let wanted = 10_000;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        if limit.is_some_and(|files| files < wanted + 100) {
+            return println!("skipped: 10,000 connections need `ulimit -n 11000` or more");
+        }
+        let daemon = prepared(&self.folder.join("idle"));
+        let mut request = (HTTP_SINGLE.request)(1);
+        let first = self.numbers.take();
+        let connections: Vec<_> = (0..wanted)
+            .map(|number| load::one_request(daemon.address, request.numbered(first + number)))
+            .collect();
+        self.figures.add("memory 10000 at once", resident_bytes(daemon.process()));
+        // Half a minute is the longest that anything is kept for a connection's next request.
+        std::thread::sleep(Duration::from_secs(5));
+        self.figures.add("memory 10000 idle", resident_bytes(daemon.process()));
+        drop(connections);
+        daemon.kill();
+    }
+
+    /// Twice as many requests as the daemon can take; and requests that it must refuse, its log being full.
+    fn overload(&mut self) {
+        let daemon = prepared(&self.folder.join("overload"));
+        pause(&daemon, true);
+        for _ in 0..ROUNDS {
+            let peak = self.single(daemon.address, 256, false).rate();
+            let first = self.numbers.take();
+            let time = self.slice * 3;
+            let outcome = overload::open_loop(daemon.address, OVERLOAD_CONNECTIONS, 2.0 * peak, time, first);
+            self.figures.add("overload accepted", outcome.accepted_rate() / peak);
+            self.figures
+                .add("overload refused", outcome.refused.len() as f64 / outcome.accepted.len() as f64);
+            self.figures.add("overload p99 ms", load::percentile(&outcome.accepted, 0.99) / 1e6);
+            let offered = outcome.unsent + (outcome.accepted.len() + outcome.refused.len()) as u64;
+            self.figures.add("overload unsent", outcome.unsent as f64 / offered as f64);
+        }
+        daemon.kill();
+        let daemon = Daemon::start(&self.folder.join("full"), SMALL);
+        pause(&daemon, true);
+        let rate = 20_000.0;
+        for _ in 0..=ROUNDS {
+            let first = self.numbers.take();
+            let time = self.slice * 3;
+            let outcome = overload::open_loop(daemon.address, OVERLOAD_CONNECTIONS, rate, time, first);
+            if !outcome.accepted.is_empty() {
+                continue; // not full yet
+            }
+            self.figures.add("refusal p99 ms", load::percentile(&outcome.refused, 0.99) / 1e6);
+            self.figures
+                .add("refusals a second", outcome.refused.len() as f64 / outcome.elapsed.as_secs_f64());
         }
         daemon.kill();
     }
 
-    fn report(&self) {
-        let f = &self.figures;
-        println!("\n{:4} {:52} {:>8} {:>9}  {:4} rounds", "goal", "what", "measured", "reach", "ok");
-        let row = |goal: &str, what: &str, measured: Spread, at_least: bool, reach: f64| {
-            let Spread { low, median, high } = measured;
-            let ok = match (median.is_nan(), at_least) {
-                (true, _) => "–",
-                (_, true) if median >= reach => "yes",
-                (_, false) if median <= reach => "yes",
-                _ => "no",
+    /// System calls an event, by name.
+    fn system_calls(&mut self) {
+        let folder = self.folder.join("calls");
+        let daemon = prepared(&folder);
+        pause(&daemon, true);
+        for (what, connections) in [("single 1", 1), ("single 64", 64), ("ndjson line", 0)] {
+            let Some(calls) = SystemCalls::of(daemon.process(), &folder) else {
+                return println!("skipped: strace, which counts system calls, is not installed");
             };
-            let sign = if at_least { '≥' } else { '≤' };
-            println!("{goal:4} {what:52} {median:8.3} {sign}{reach:8.2}  {ok:4} {low:.3}–{high:.3}");
-        };
-        for (connections, reach) in CONNECTIONS.into_iter().zip([1.2, 1.4, 1.5, 1.5]) {
-            let what = format!("single durable POST ÷ Redis always, {connections} conns");
-            let measured = f.ratio(&format!("single {connections}"), &format!("redis {connections}"));
-            row("1", &what, measured, true, reach);
+            let from = next_offset(&daemon);
+            match connections {
+                0 => drop(self.ndjson(daemon.address, self.slice)),
+                many => drop(self.single(daemon.address, many, false)),
+            }
+            let events = (next_offset(&daemon) - from) as f64;
+            let counted = calls.counted();
+            self.figures.add(format!("calls: {what}, all"), counted.values().sum::<f64>() / events);
+            for (name, calls) in counted.into_iter().filter(|(_, calls)| *calls > events / 1000.0) {
+                self.figures.add(format!("calls: {what}, {name}"), calls / events);
+            }
         }
-        row(
-            "2",
-            "single durable POST ÷ axum doing nothing, 64 conns",
-            f.ratio("single 64", "nothing 64"),
-            true,
-            0.9,
-        );
-        row("3", "syncs per ack, 16 conns", f.of("syncs per ack"), false, 0.10);
-        row("3", "acks per sync ÷ conns, 64 conns, syncs + 2 ms", f.of("acks per slow sync"), true, 0.6);
-        row("4", "p50 at 1 conn ÷ fdatasync p50", f.ratio("single p50", "sync p50"), false, 1.5);
-        row(
-            "5",
-            "NDJSON bytes/s ÷ raw write + fdatasync of 1 MiB",
-            f.ratio("ndjson bytes", "raw bytes"),
-            true,
-            0.18,
-        );
-        row("5", "NDJSON events/s ÷ Redis 4 × 256 in flight", f.ratio("ndjson", "redis pipeline"), true, 6.0);
-        row(
-            "6",
-            "single, archive written ÷ ingest alone, 64 conns",
-            f.ratio("archived 64", "single 64"),
-            true,
-            0.85,
-        );
-        row("6", "NDJSON, archive written ÷ ingest alone", f.ratio("ndjson archived", "ndjson"), true, 0.6);
-        row("8", "time to ready, 5M waiting ÷ 1M", f.ratio("ready 5M", "ready 1M"), false, 1.2);
-        println!("\nin this run only, medians:");
-        for name in f.0.keys() {
-            println!("  {name:20} {:>16.6}", f.of(name).median);
-        }
+        daemon.kill();
     }
+}
+
+/// Enough for twice the load, if answers came at once.
+const OVERLOAD_CONNECTIONS: usize = 1024;
+
+/// A daemon whose log is written beforehand.
+fn prepared(data_dir: &Path) -> Daemon {
+    let daemon = Daemon::start(data_dir, SETTINGS);
+    harness::eventually("all segments to be prepared", || {
+        let wal = daemon.status()["wal"]["bytes"].as_f64()?;
+        (wal >= PREPARED_BYTES).then_some(())
+    });
+    daemon
 }
 
 fn pause(daemon: &Daemon, paused: bool) {
@@ -301,21 +437,22 @@ fn next_offset(daemon: &Daemon) -> u64 {
     daemon.status()["wal"]["next_offset"].as_u64().expect("an offset")
 }
 
-/// Memory the daemon holds.
-fn resident_bytes(daemon: &Daemon) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/statm", daemon.process())).expect("running");
-    let pages: f64 = text.split(' ').nth(1).and_then(|p| p.parse().ok()).expect("a number of pages");
-    pages * 4096.0
+/// Bytes the archive holds.
+fn archive_bytes(daemon: &Daemon) -> f64 {
+    let files = harness::files_below(&daemon.data_dir.join("archive"));
+    files.iter().map(|file| file.metadata().expect("there").len() as f64).sum()
+}
+
+/// The segments of a log.
+fn segments(wal: &Path) -> impl Iterator<Item = PathBuf> {
+    harness::files_below(wal).into_iter().filter(|file| file.extension().is_some_and(|e| e == "seg"))
 }
 
 /// Group commits from an offset on, counted in the log itself: frames of one group say the same about
 /// how far the log was durable before them.
 fn syncs(data_dir: &Path, from: u64) -> f64 {
     let mut groups = BTreeSet::new();
-    for file in harness::files_below(&data_dir.join("wal")) {
-        if file.extension().is_none_or(|e| e != "seg") {
-            continue;
-        }
+    for file in segments(&data_dir.join("wal")) {
         let bytes = std::fs::read(&file).expect("readable");
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;

@@ -23,7 +23,7 @@ mod binary;
 mod body;
 mod coding;
 mod connection;
-mod decode;
+pub mod decode;
 mod express;
 mod failures;
 mod hooks;
