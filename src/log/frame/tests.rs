@@ -135,6 +135,12 @@ fn a_record_does_not_validate_at_another_offset_or_under_another_salt() {
 
 proptest! {
     #[test]
+    fn a_record_is_bound_by_the_checksum_of_salt_and_offset(crc: u32, salt: u64, offset: u64) {
+        let key = [salt.to_le_bytes(), offset.to_le_bytes()].concat();
+        prop_assert_eq!(bind(crc, salt, offset), crc ^ crc32fast::hash(&key));
+    }
+
+    #[test]
     fn what_is_written_is_read_back(
         salt in 1u64.., base in 0u64..1 << 60, durable: u64, accepted_at_micros: i64,
         records in prop::collection::vec((any::<u128>(), prop::collection::vec(any::<u8>(), 0..40)), 1..20),
