@@ -134,7 +134,10 @@ pub fn is_json_media_type(text: &str) -> bool {
 
 /// Removes JSON's white space at both ends.
 pub fn trim(text: &str) -> &str {
-    text.trim_matches([' ', '\t', '\n', '\r'])
+    let is_token = |b: u8| !matches!(b, b' ' | b'\t' | b'\n' | b'\r');
+    let Some(start) = text.bytes().position(is_token) else { return "" };
+    let end = text.bytes().rposition(is_token).map_or(start, |last| last + 1);
+    &text[start..end]
 }
 
 /// Collects the members of an object whose names, and whose values where they are strings, hold no

@@ -25,15 +25,14 @@ use super::hooks::{self, Claimed};
 use super::openapi::CloudEvent;
 use super::problem::{Answer, Problem, Slug};
 
-/// Bodies up to this size are decoded on the ingest thread. One of nothing but items of one digit takes
-/// a microsecond an item to render, so a larger one could keep every other client waiting for longer
-/// than the 250 ms a healthy one may ever see.
-const INLINE_BYTES: usize = 256 * 1024;
+/// Bodies up to this size are decoded on the ingest thread. A larger one takes longer than the way to
+/// another thread, which decodes it while this one commits; and one of nothing but items of one digit
+/// takes a microsecond an item to render, while every other client would wait.
+const INLINE_BYTES: usize = 64 * 1024;
 
 /// Encoded bodies up to this size are tried on the ingest thread, and given up there when they
-/// grow beyond [`INLINE_DECODED_BYTES`].
+/// grow beyond [`INLINE_BYTES`].
 const INLINE_ENCODED_BYTES: usize = 16 * 1024;
-const INLINE_DECODED_BYTES: usize = 256 * 1024;
 
 /// What it may answer beside 202.
 pub(super) const PROBLEMS: [Slug; 13] = [
@@ -270,7 +269,7 @@ async fn read_events(
         return decode(&head, bytes, now, limits);
     }
     if coding != Coding::Identity && bytes.len() <= INLINE_ENCODED_BYTES {
-        let limit = INLINE_DECODED_BYTES.min(max_body as usize);
+        let limit = INLINE_BYTES.min(max_body as usize);
         if let Some(plain) = coding.undo(&bytes, limit, &mut edge.budget.hold())? {
             return decode(&head, plain.into(), now, limits);
         }
