@@ -197,6 +197,11 @@ const HTTP: &[Key] = &[
     key("idle_timeout", "A kept-alive connection without a request is closed after this time."),
     key("max_waiting", "Bytes of events that may wait for the disk; beyond it 429 `overloaded`.")
         .range("≥ `max_body`"),
+    key(
+        "max_wait",
+        "While one write to the disk takes longer than this, whoever waits behind it is answered 429 `overloaded`, \
+         new requests at once.",
+    ),
     key("max_buffered", "Bytes of bodies that may be in memory while they arrive, all requests together.")
         .range("≥ `max_body`"),
     key(

@@ -82,6 +82,9 @@ pub struct Http {
     pub idle_timeout: Duration,
     /// Most bytes of requests that wait for the disk; more are answered 429 `overloaded`.
     pub max_waiting_bytes: u64,
+    /// While one group commit takes longer than this, whoever waits behind it is answered 429
+    /// `overloaded`, and new requests at once.
+    pub max_wait: Duration,
     /// Most bytes of body that all requests together may hold in memory while they arrive.
     pub max_buffered_bytes: u64,
     /// Answer the CloudEvents webhook handshake for this origin (`*` for any); `None` is off.

@@ -32,6 +32,7 @@ pub(super) fn print(config: &Config) -> String {
     text(o, "body_timeout", &show_duration(http.body_timeout));
     text(o, "idle_timeout", &show_duration(http.idle_timeout));
     text(o, "max_waiting", &show_size(http.max_waiting_bytes));
+    text(o, "max_wait", &show_duration(http.max_wait));
     text(o, "max_buffered", &show_size(http.max_buffered_bytes));
     if let Some(origin) = &http.webhook_allowed_origin {
         text(o, "webhook_allowed_origin", origin);

@@ -133,6 +133,7 @@ fn http(s: &mut Section) -> Http {
         body_timeout: s.duration("body_timeout", 10 * MS..=HOUR).unwrap_or(30 * SECOND),
         idle_timeout: s.duration("idle_timeout", 10 * MS..=DAY).unwrap_or(75 * SECOND),
         max_waiting_bytes: max_waiting.unwrap_or((64 * MIB).max(max_body_bytes)),
+        max_wait: s.duration("max_wait", 10 * MS..=HOUR).unwrap_or(5 * SECOND),
         max_buffered_bytes: max_buffered.unwrap_or((128 * MIB).max(max_body_bytes)),
         webhook_allowed_origin: s.text("webhook_allowed_origin"),
         allow_anonymous,

@@ -160,3 +160,39 @@ fn nobody_hears_of_an_event_before_a_slow_sync_is_done_and_health_is_answered_me
     let archived = archived(&data_dir);
     assert_eq!((archived.get("first"), archived.get("second")), (Some(&1), Some(&1)));
 }
+
+#[test]
+fn behind_a_sync_that_hangs_requests_are_refused_at_once_until_it_is_done() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let Some(library) = library(dir.path()) else { return };
+    let gate = dir.path().join("gate");
+    let settings = [
+        // The first sync shows that the disk is slow.
+        ("EIO_DELAY_MS", "30"),
+        ("EIO_GATE", gate.to_str().expect("UTF-8")),
+        ("EVENTFLOW_HTTP__MAX_WAIT", "50ms"),
+    ];
+    let daemon = spawn(&dir.path().join("data"), &library, &settings).listening();
+    let is_ready = |ready: bool| {
+        let answer = daemon.client().get("/readyz").ok()?;
+        ((answer.status == 200) == ready).then_some(())
+    };
+    eventually("the daemon to be ready", || is_ready(true));
+    assert_eq!(post(&mut daemon.client(), "first").expect("answered").status, 202);
+
+    std::fs::write(&gate, "").expect("writable");
+    let mut client = daemon.client();
+    let waiting = std::thread::spawn(move || post(&mut client, "second"));
+    eventually("the daemon to take nothing", || is_ready(false));
+    for id in ["third", "fourth"] {
+        let answer = post(&mut daemon.client(), id).expect("answered");
+        assert_eq!((answer.status, answer.slug()), (429, "overloaded".to_owned()), "{}", answer.text());
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    assert!(!waiting.is_finished(), "it was answered before its sync was done");
+    std::fs::remove_file(&gate).expect("it is there");
+    assert_eq!(waiting.join().expect("no panic").expect("answered").status, 202);
+    eventually("the daemon to take events again", || is_ready(true));
+    let again = post(&mut daemon.client(), "third").expect("answered");
+    assert_eq!((again.status, &again.json()["first_offset"]), (202, &serde_json::json!(2)));
+}

@@ -2,9 +2,9 @@
 //! is answered.
 //!
 //! [`Committer::run`] is a task on the ingest runtime: it wakes when something waits, yields once, so
-//! that it runs behind every request that is ready to be read, and commits inline. On a disk that turns
-//! out to be slow it commits on another thread instead: then the way there costs nothing that counts,
-//! and health, status and new requests are answered meanwhile. The steps are plain functions, so that tests drive them by hand. When a write or sync fails, everyone who waits is
+//! that it runs behind every request that is ready to be read, and commits inline. A large group, and
+//! any on a disk that turns out to be slow, it commits on another thread instead: then the way there
+//! costs nothing that counts, and the next requests are read meanwhile. The steps are plain functions, so that tests drive them by hand. When a write or sync fails, everyone who waits is
 //! told so, the queue is latched, and the task ends with the error; the process must end (contract,
 //! promise 8). When the task is dropped, receipts resolve to the same answer.
 //!
@@ -29,6 +29,10 @@ use super::state::{Append, Shared, refusal_of};
 /// After a commit that took this long the next one runs on another thread. Far more than the way there
 /// takes, and far less than anybody who asks for the daemon's health would wait.
 const SLOW: Duration = Duration::from_millis(20);
+
+/// A group of this many bytes is committed on another thread: it takes long enough for the next
+/// requests to be received meanwhile.
+const LARGE_BYTES: u64 = 512 << 10;
 
 /// The single owner of the event log's writer and of the dedupe window.
 #[derive(Debug)]
@@ -139,9 +143,11 @@ impl Committer {
                 let waiting = shared.waiting();
                 (!waiting.appends.is_empty(), waiting.closed)
             };
+            let mut is_large = false;
             let step = if waits {
                 // Behind everything that is ready now: its appends belong to this group.
                 tokio::task::yield_now().await;
+                is_large = shared.waiting().bytes >= LARGE_BYTES;
                 Step::Commit
             } else if closed || shared.failed().is_some() {
                 return self.close();
@@ -156,7 +162,7 @@ impl Committer {
                 }
             };
             let began = Instant::now();
-            self = if is_slow { self.step_aside(step).await? } else { self.step(step)? };
+            self = if is_slow || is_large { self.step_aside(step).await? } else { self.step(step)? };
             is_slow = began.elapsed() >= SLOW;
             marked = step == Step::MarkIdle;
         }
@@ -170,9 +176,23 @@ impl Committer {
         Ok(self)
     }
 
-    /// The step on another thread; a panic there goes on here.
+    /// The step on another thread; a panic there goes on here. When it takes too long, nobody waits
+    /// behind it.
     async fn step_aside(self, step: Step) -> Result<Self, LogError> {
-        match tokio::task::spawn_blocking(move || self.step(step)).await {
+        let shared = Arc::clone(&self.shared);
+        let mut stepping = tokio::task::spawn_blocking(move || self.step(step));
+        let ended = match tokio::time::timeout(shared.max_wait, &mut stepping).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!("a write to the log takes long; requests are refused until it is done");
+                shared.stall();
+                let ended = stepping.await;
+                shared.waiting().stalled = false;
+                tracing::info!("the write to the log is done; requests are taken again");
+                ended
+            }
+        };
+        match ended {
             Ok(stepped) => stepped,
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),

@@ -166,18 +166,15 @@ impl EmbeddedQueue {
 impl Queue for EmbeddedQueue {
     fn admit(&self, body_bytes: u64) -> Result<(), Refusal> {
         let shared = &self.shared;
-        let (waiting_bytes, closed) = {
-            let waiting = shared.waiting();
-            (waiting.bytes, waiting.closed)
-        };
         // A body is not its frame (it may be packed, or be refused for its own size): never ask for
         // more room than a frame can take, or a request too large for any segment would hear "later".
         let frame_bytes = frame::frame_bytes(1, body_bytes).min(shared.log.max_frame_bytes());
+        let waiting = shared.waiting();
         // Storage first: a failed log is closed as well, and that is the reason to give.
-        if let Some(refusal) = shared.refusal(frame_bytes, waiting_bytes) {
+        if let Some(refusal) = shared.refusal(frame_bytes, &waiting) {
             return Err(refusal);
         }
-        if closed || shared.is_draining() {
+        if waiting.closed || shared.is_draining() {
             return Err(Refusal::ShuttingDown);
         }
         Ok(())
@@ -196,7 +193,7 @@ impl Queue for EmbeddedQueue {
             return Ok(receipt);
         }
         let mut waiting = shared.waiting();
-        if let Some(refusal) = shared.refusal(bytes, waiting.bytes) {
+        if let Some(refusal) = shared.refusal(bytes, &waiting) {
             return Err(refusal);
         }
         if waiting.closed {

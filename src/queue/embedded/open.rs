@@ -148,6 +148,7 @@ pub(super) fn open_with(
         clock: Arc::clone(&clock),
         infos: sinks,
         max_waiting_bytes: config.http.max_waiting_bytes,
+        max_wait: config.http.max_wait,
     };
     let shared = Arc::new(Shared::new(fixed, state));
     let table =

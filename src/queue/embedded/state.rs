@@ -60,6 +60,8 @@ pub(super) struct Shared {
     pub infos: Vec<SinkInfo>,
     /// Most bytes of appends that wait for the committer.
     pub max_waiting_bytes: u64,
+    /// How long appends may wait behind one commit.
+    pub max_wait: Duration,
     state: Mutex<State>,
     /// The ledger thread waits here for something to write.
     ledger_work: Condvar,
@@ -90,6 +92,7 @@ pub(super) struct Fixed {
     pub clock: Clock,
     pub infos: Vec<SinkInfo>,
     pub max_waiting_bytes: u64,
+    pub max_wait: Duration,
 }
 
 /// What the failure table has room for, in bytes of its log.
@@ -197,6 +200,8 @@ pub(super) struct Waiting {
     pub bytes: u64,
     /// Nothing more is taken.
     pub closed: bool,
+    /// A commit takes longer than anybody is to wait behind it: nothing is taken until it is done.
+    pub stalled: bool,
 }
 
 /// One append that waits.
@@ -223,7 +228,7 @@ pub(super) struct Work {
 
 impl Shared {
     pub fn new(fixed: Fixed, state: State) -> Self {
-        let Fixed { log, ledger, failures, index, room, clock, infos, max_waiting_bytes } = fixed;
+        let Fixed { log, ledger, failures, index, room, clock, infos, max_waiting_bytes, max_wait } = fixed;
         Self {
             log,
             ledger,
@@ -236,6 +241,7 @@ impl Shared {
             redrive_permits: Semaphore::new(MAX_REDRIVES),
             infos,
             max_waiting_bytes,
+            max_wait,
             state: Mutex::new(state),
             ledger_work: Condvar::new(),
             written: watch::Sender::new(0),
@@ -275,8 +281,8 @@ impl Shared {
         }
     }
 
-    /// Why an append whose frame takes `frame_bytes`, behind `waiting_bytes` others, is refused.
-    pub fn refusal(&self, frame_bytes: u64, waiting_bytes: u64) -> Option<Refusal> {
+    /// Why an append whose frame takes `frame_bytes`, behind those that wait, is refused.
+    pub fn refusal(&self, frame_bytes: u64, waiting: &Waiting) -> Option<Refusal> {
         if self.failed().is_some() {
             return Some(Refusal::StorageFailed);
         }
@@ -284,14 +290,27 @@ impl Shared {
             return Some(Refusal::StorageFull);
         }
         // A request that waits alone is never too much, whatever its size.
-        if waiting_bytes > 0 && waiting_bytes.saturating_add(frame_bytes) > self.max_waiting_bytes {
+        let bytes = waiting.bytes.saturating_add(frame_bytes);
+        if waiting.stalled || (waiting.bytes > 0 && bytes > self.max_waiting_bytes) {
             return Some(Refusal::Overloaded);
         }
-        match self.log.room_for(waiting_bytes.saturating_add(frame_bytes)) {
+        match self.log.room_for(bytes) {
             // The next segment is on its way and the writer waits for it, a bounded time. To refuse
             // would turn every roll on a slow disk into a retry a second later.
             Ok(()) | Err(NoRoom::Preparing) => None,
             Err(no_room) => Some(refusal_of(no_room)),
+        }
+    }
+
+    /// Refuses whoever waits, and whoever comes until the commit under way is done. Nothing of theirs
+    /// has been written.
+    pub fn stall(&self) {
+        let mut waiting = self.waiting();
+        waiting.stalled = true;
+        waiting.bytes = 0;
+        for append in waiting.appends.drain(..) {
+            // A client that is gone does not want to know.
+            let _ = append.answer.send(Err(Refusal::Overloaded));
         }
     }
 

@@ -241,6 +241,18 @@ fn waiting_requests_are_bounded_by_their_bytes() {
 }
 
 #[test]
+fn whoever_waits_behind_a_commit_that_takes_too_long_is_refused_and_nothing_of_it_is_kept() {
+    let (_disk, mut house) = House::new();
+    let mut waiting = house.post(&[1]).unwrap();
+    house.queue.shared.stall();
+    assert_eq!(waiting.try_now().unwrap().unwrap_err(), Refusal::Overloaded);
+    assert_eq!(house.post(&[2]).unwrap_err(), Refusal::Overloaded);
+    assert_eq!(house.queue.status().refusing, Some(Refusal::Overloaded));
+    house.queue.shared.waiting().stalled = false;
+    assert_eq!(house.accept(&[1, 2]), Ok(accepted(2, 0)), "they are no duplicates of themselves");
+}
+
+#[test]
 fn a_request_larger_than_a_segment_is_refused_for_good() {
     let (_disk, house) = House::new();
     let ids: Vec<u64> = (0..40).collect();
