@@ -160,11 +160,11 @@ static AFTER: [[u32; 256]; 8] = {
         let (zeros, byte) = (at / 256, at % 256);
         tables[zeros][byte] = if zeros > 0 {
             let before: u32 = tables[zeros - 1][byte];
-            before >> 8 ^ tables[0][(before & 0xff) as usize]
+            (before >> 8) ^ tables[0][(before & 0xff) as usize]
         } else {
             let (mut register, mut bit) = (byte as u32, 0);
             while bit < 8 {
-                register = register >> 1 ^ (register & 1) * POLYNOMIAL;
+                register = (register >> 1) ^ ((register & 1) * POLYNOMIAL);
                 bit += 1;
             }
             register
