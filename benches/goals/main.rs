@@ -150,7 +150,7 @@ fn main() {
         bench.round();
         println!("round {round}: {:.0?}", begun.elapsed());
     }
-    let parts: [(&str, fn(&mut Bench)); 5] = [
+    let parts: [(&str, Part); 5] = [
         ("slow", Bench::slow_syncs),
         ("ready", Bench::with_much_waiting),
         ("idle", Bench::idle_connections),
@@ -165,6 +165,9 @@ fn main() {
     report::tell(&bench.figures, arguments.is_empty());
 }
 
+/// One part of the measuring.
+type Part = fn(&mut Bench);
+
 /// Load and nothing else.
 fn only_load(arguments: &[String]) {
     let [address, connections, seconds] = arguments else { panic!("--load ADDRESS CONNECTIONS SECONDS") };
@@ -172,8 +175,8 @@ fn only_load(arguments: &[String]) {
     let connections: usize = connections.parse().expect("a number");
     let time = Duration::from_secs(seconds.parse().expect("seconds"));
     // Other numbers each time, so that no event is a duplicate of an earlier run's.
-    let first =
-        std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_millis() as u64 % (1 << 33) << 12;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
+    let first = (now.as_millis() as u64 % (1 << 33)) << 12;
     let measured = match connections {
         0 => load::few_connections(address, 16, 1, time, &HTTP_NDJSON, first),
         many => load::many_connections(address, many, time, &HTTP_SINGLE, first),
@@ -336,7 +339,7 @@ impl Bench {
             .collect();
         self.figures.add("memory 10000 at once", resident_bytes(daemon.process()));
         // Half a minute is the longest that anything is kept for a connection's next request.
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::park_timeout(Duration::from_secs(5));
         self.figures.add("memory 10000 idle", resident_bytes(daemon.process()));
         drop(connections);
         daemon.kill();

@@ -24,10 +24,11 @@ impl Row {
     /// `None` when it was not measured.
     fn is_met(&self) -> Option<bool> {
         let median = self.measured.median;
-        (!median.is_nan()).then(|| match self.reach {
+        let is_met = match self.reach {
             Reach::AtLeast(reach) => median >= reach,
             Reach::AtMost(reach) => median <= reach,
-        })
+        };
+        (!median.is_nan()).then_some(is_met)
     }
 
     /// How far it is met: 1 is what is to be reached, more is better.
