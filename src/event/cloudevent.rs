@@ -17,6 +17,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
 use super::Micros;
+use super::spelling::members_in_common_spelling;
 
 /// Deepest nesting of arrays and objects an item may have, itself included.
 pub const MAX_DEPTH: usize = 128;
@@ -93,13 +94,13 @@ pub fn read_item<'a>(
         }
         return Ok(Item::Value(value));
     }
-    check_depth(text)?;
     if members_in_common_spelling(text, members).is_none() {
         members.clear();
+        check_depth(text)?;
         let mut reader = serde_json::Deserializer::from_str(text);
         MembersOf(members).deserialize(&mut reader).and_then(|()| reader.end()).map_err(not_json)?;
+        check_surrogates(text)?;
     }
-    check_surrogates(text)?;
     if !structured && !members.iter().any(|(name, _)| name == "specversion") {
         return Ok(Item::Value(text));
     }
@@ -138,74 +139,6 @@ pub fn trim(text: &str) -> &str {
     let Some(start) = text.bytes().position(is_token) else { return "" };
     let end = text.bytes().rposition(is_token).map_or(start, |last| last + 1);
     &text[start..end]
-}
-
-/// Collects the members of an object whose names, and whose values where they are strings, hold no
-/// escapes: in half the time of the general reader, which nearly every event is worth. `None`, and
-/// anything in `members`, for every other text; the general reader says what is wrong with it, if
-/// anything is.
-fn members_in_common_spelling<'a>(text: &'a str, members: &mut Vec<Member<'a>>) -> Option<()> {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    let mut before = b'{';
-    loop {
-        at = after(bytes, at, before)?;
-        let name_end = end_of_plain_string(bytes, at)?;
-        let name = &text[at + 1..name_end];
-        let start = after(bytes, name_end + 1, b':')?;
-        let end = match bytes.get(start)? {
-            b'"' => end_of_plain_string(bytes, start)? + 1,
-            _ => {
-                let mut reader = serde_json::Deserializer::from_str(&text[start..]);
-                start + <&RawValue>::deserialize(&mut reader).ok()?.get().len()
-            }
-        };
-        members.push((Cow::Borrowed(name), &text[start..end]));
-        if let Some(last) = after(bytes, end, b'}') {
-            return (last == bytes.len()).then_some(());
-        }
-        (at, before) = (end, b',');
-    }
-}
-
-/// The first position behind `mark` that is no white space, if `mark` is what comes at `at`.
-fn after(bytes: &[u8], at: usize, mark: u8) -> Option<usize> {
-    let skip = |mut at: usize| {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(at) {
-            at += 1;
-        }
-        at
-    };
-    let at = skip(at);
-    (bytes.get(at) == Some(&mark)).then(|| skip(at + 1))
-}
-
-/// The position of the quote that ends the string beginning at `start`; `None` when there is none, or
-/// an escape or a control character before it.
-fn end_of_plain_string(bytes: &[u8], start: usize) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    if bytes.get(start) != Some(&b'"') {
-        return None;
-    }
-    let mut at = start + 1;
-    // Eight at a time: the lowest byte whose high bit is set in `ends` is one that ends the string.
-    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
-        let word = u64::from_le_bytes(*eight);
-        let is = |byte: u8| {
-            let zero = word ^ (ONES * u64::from(byte));
-            zero.wrapping_sub(ONES) & !zero
-        };
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let ends = (is(b'"') | is(b'\\') | control) & HIGHS;
-        if ends != 0 {
-            at += ends.trailing_zeros() as usize / 8;
-            return (bytes[at] == b'"').then_some(at);
-        }
-        at += 8;
-    }
-    let end = bytes.get(at..)?.iter().position(|b| matches!(b, b'"' | b'\\' | ..0x20))?;
-    (bytes[at + end] == b'"').then_some(at + end)
 }
 
 /// Collects the members of one object as slices of the text.

@@ -7,6 +7,7 @@
 //!
 //! * this file: batches of event texts on their way in ([`NewBatch`]) and out ([`StoredBatch`]);
 //! * [`cloudevent`]: what a valid CloudEvent is, reading one and rendering one;
+//! * `spelling`: reading one in the spelling nearly every sender uses;
 //! * `line`: the archive's line; `time`: [`Micros`] and RFC 3339; `trace`: where a trace stands.
 //!
 //! Pure code: no I/O, no thread of its own, and no clock but [`Micros::now`]. Bad input is an error
@@ -14,6 +15,7 @@
 
 pub mod cloudevent;
 mod line;
+mod spelling;
 mod time;
 mod trace;
 

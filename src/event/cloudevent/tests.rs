@@ -192,6 +192,7 @@ fn agree(text: &str) -> Result<(), TestCaseError> {
         let read = MembersOf(&mut general).deserialize(&mut reader).and_then(|()| reader.end());
         prop_assert!(read.is_ok(), "{text}");
         prop_assert_eq!(fast, general);
+        prop_assert!(check_depth(text).is_ok() && check_surrogates(text).is_ok(), "{text}");
     }
     Ok(())
 }
@@ -200,6 +201,41 @@ fn agree(text: &str) -> Result<(), TestCaseError> {
 fn an_ordinary_event_is_read_the_fast_way() {
     for more in ["", r#","data":{"a":[1,{"b":"\n"}]}"#, r#", "time" : "2024-01-01T00:00:00Z" , "n": 5 "#] {
         assert!(members_in_common_spelling(&with(more), &mut Vec::new()).is_some(), "{more}");
+    }
+}
+
+#[test]
+fn the_fast_way_knows_the_depth_and_the_escapes_it_must_not_take() {
+    let is_taken =
+        |data: &str| members_in_common_spelling(&format!(r#"{{"data":{data}}}"#), &mut Vec::new()).is_some();
+    let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    assert!(is_taken(&nested(MAX_DEPTH - 1)) && !is_taken(&nested(MAX_DEPTH)));
+    assert!(is_taken(r#"{"a\"b":["\\",{"c":[]},{}],"d":-0.5e+7}"#));
+    for refused in [
+        r#""\u00e9""#,
+        r#"["\u00e9"]"#,
+        r#"["\x"]"#,
+        "[1,]",
+        "[,1]",
+        "{,}",
+        r#"{"a"}"#,
+        r#"{"a":}"#,
+        r#"{"a":1,}"#,
+        "[1}",
+        "[1",
+        "{1:2}",
+        "[01]",
+        "[1.]",
+        "[.5]",
+        "[1e]",
+        "[-]",
+        "[+1]",
+        "[nul]",
+        "[\"\t\"]",
+        "[1 2]",
+        "",
+    ] {
+        assert!(!is_taken(refused), "{refused}");
     }
 }
 
@@ -232,7 +268,7 @@ proptest! {
                     r#""eightbyt""#, r#""esc\n""#, r#""\ud800""#, "\"tab\t\"", "\"open", "\u{7f}",
                 ]),
                 6 => prop::sample::select(vec![":", ":", ",", " : ", ", ", "\n", "}", "{", "[", "]", " "]),
-                3 => prop::sample::select(vec!["1", "-0", "21.5", "1e9", "01", "null", "true", "tru", "{}", "[1,2]", r#"{"a":"}"}"#]),
+                3 => prop::sample::select(vec!["1", "-0", "21.5", "1e9", "01", "1.", "-", "2E-3", "null", "true", "tru", "{}", "[1,2]", "[[", "]]", r#"{"a":"}"}"#, r#"[{"a":[]},"\t\u0041"]"#]),
             ],
             0..14,
         ),
