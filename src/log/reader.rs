@@ -20,8 +20,10 @@ use super::{Damage, Log, ReadError};
 
 /// Least bytes of one `pread`; less is not worth a call.
 const MIN_CHUNK: usize = 64 << 10;
-/// Most bytes of one `pread`, but for a larger record or table.
-const MAX_CHUNK: usize = 1 << 20;
+/// Most bytes of one `pread`, but for a larger record or table: what a sink that syncs is given at once.
+const MAX_CHUNK: usize = 4 << 20;
+/// Bytes of one `pread` for tags, at every start.
+const TAGS_CHUNK: usize = 1 << 20;
 
 /// A cursor over the log; many may exist at a time, each with its own position.
 #[derive(Debug)]
@@ -125,7 +127,7 @@ impl Reader {
     pub fn read_tags(&mut self, max_records: usize, tags: &mut Vec<(u64, u128)>) -> Result<usize, ReadError> {
         loop {
             let mut taken = 0;
-            let visited = self.visit(MAX_CHUNK, |cursor, bounds| {
+            let visited = self.visit(TAGS_CHUNK, |cursor, bounds| {
                 taken = cursor.read_tags(bounds, max_records.max(1), tags)?;
                 Ok(())
             })?;

@@ -289,11 +289,14 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Whether the queue had no more than this to give. Claims may end a little early (a segment's end,
-/// the byte limit), so only a clearly short one counts; a wrong guess costs one linger.
+/// A batch of this many bytes is worth a delivery of its own.
+const WORTH_DELIVERING_BYTES: usize = 512 << 10;
+
+/// Whether the queue had no more than this to give. Claims may end early (a segment's end, what is
+/// read at once), so only a clearly short one counts; a wrong guess costs one linger.
 fn emptied_the_queue(batch: &Batch, limit: ClaimLimit) -> bool {
     let bytes: usize = batch.events.iter().map(|event| event.json.len()).sum();
-    batch.events.len() < limit.events && bytes < limit.bytes / 2
+    batch.events.len() < limit.events && bytes < WORTH_DELIVERING_BYTES.min(limit.bytes / 2)
 }
 
 /// A random number from the standard library's hash keys, which is all that jitter needs.

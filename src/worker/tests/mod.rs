@@ -235,6 +235,17 @@ fn a_read_error_is_tried_again_and_a_storage_failure_ends_the_worker() {
 }
 
 #[test]
+fn a_batch_that_is_worth_a_delivery_did_not_empty_the_queue_however_much_was_asked_for() {
+    let limit = ClaimLimit { events: 100_000, bytes: 256 << 20 };
+    let of = |bytes: usize| {
+        let mut events = crate::event::StoredBatch::over(vec![b'x'; bytes].into());
+        events.push(0, Micros(0), 0..bytes);
+        emptied_the_queue(&Batch { events, voids: Vec::new() }, limit)
+    };
+    assert!(of(1000) && !of(1 << 20));
+}
+
+#[test]
 fn only_a_batch_that_emptied_the_queue_is_followed_by_a_gathering_pause() {
     let config = SinkConfig { linger: Duration::from_millis(50), ..config() };
     let end = run(vec![Supply::Events(100), Supply::Events(100), Supply::Events(3)], acts(vec![]), config);
