@@ -296,6 +296,14 @@ pub enum SinkKind {
         rotate_size_bytes: u64,
         /// A file this old is finished; also at every change of the UTC date.
         rotate_every: Duration,
+        /// A file with so many events is finished, if that is bounded.
+        rotate_count: Option<u64>,
+        /// How finished files are kept.
+        compress: Compress,
+        /// Finished files go when their last event is this much older.
+        retain_age: Option<Duration>,
+        /// The oldest finished files go while all of them take more.
+        retain_size_bytes: Option<u64>,
     },
     /// One line an event on standard output.
     Stdout,
@@ -308,6 +316,28 @@ pub enum SinkKind {
         /// Whether its events must arrive in order, one batch after the other.
         keeps_order: bool,
     },
+}
+
+/// How an archive keeps its finished files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compress {
+    /// As they were written.
+    None,
+    /// Compressed with zstd.
+    Zstd,
+    /// Compressed with gzip.
+    Gzip,
+}
+
+impl Compress {
+    /// The word for it in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compress::None => "none",
+            Compress::Zstd => "zstd",
+            Compress::Gzip => "gzip",
+        }
+    }
 }
 
 impl SinkKind {

@@ -96,11 +96,23 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     section(o, "[[sink]]");
     text(o, "name", &sink.name);
     text(o, "type", sink.kind.name());
-    if let SinkKind::JsonFile { path: dir, rotate_size_bytes, rotate_every } = &sink.kind {
+    if let SinkKind::JsonFile {
+        path: dir,
+        rotate_size_bytes,
+        rotate_every,
+        rotate_count,
+        compress,
+        retain_age,
+        retain_size_bytes,
+    } = &sink.kind
+    {
         text(o, "path", &path(dir));
         text(o, "rotate_size", &show_size(*rotate_size_bytes));
         text(o, "rotate_every", &show_duration(*rotate_every));
-        text(o, "compress", "none");
+        bare(o, "rotate_count", rotate_count.unwrap_or(0));
+        text(o, "compress", compress.name());
+        text(o, "retain_age", &show_duration(retain_age.unwrap_or_default()));
+        text(o, "retain_size", &show_size(retain_size_bytes.unwrap_or(0)));
     }
     if let SinkKind::Webhook(config) = &sink.kind {
         webhook(o, config);

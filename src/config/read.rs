@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
-    Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode, Pattern, Retry,
-    Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook, tls, webhook,
+    Compress, Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode,
+    Pattern, Retry, Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook, tls,
+    webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -309,7 +310,7 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
     let kind = s.choice("type", &kinds.map(|kind| (kind, kind)));
     // Every kind's keys are known to every sink, so that a key of another kind is not called unknown.
     s.unsupported("order_by", "");
-    let archive = ["path", "rotate_size", "rotate_every", "compress"];
+    let archive = ARCHIVE_KEYS;
     if kind.is_some_and(|kind| kind != "json_file") {
         s.only_for("json_file", &archive);
     }
@@ -357,8 +358,12 @@ pub(super) fn name(s: &mut Section, list: &str) -> String {
     name.unwrap_or_default()
 }
 
+/// The keys of an archive.
+const ARCHIVE_KEYS: [&str; 7] =
+    ["path", "rotate_size", "rotate_every", "rotate_count", "compress", "retain_age", "retain_size"];
+
 fn json_file(s: &mut Section) -> SinkKind {
-    s.unsupported("compress", "none");
+    let compress = [Compress::None, Compress::Zstd, Compress::Gzip].map(|how| (how.name(), how));
     SinkKind::JsonFile {
         path: s
             .parsed("path", "it must name a directory of its own", |text| {
@@ -367,6 +372,10 @@ fn json_file(s: &mut Section) -> SinkKind {
             .unwrap_or_else(|| PathBuf::from("archive")),
         rotate_size_bytes: s.size("rotate_size", KIB..=TIB).unwrap_or(256 * MIB),
         rotate_every: s.duration("rotate_every", SECOND..=366 * DAY).unwrap_or(DAY),
+        rotate_count: s.number("rotate_count", 0..=1_000_000_000_000).filter(|count| *count > 0),
+        compress: s.choice("compress", &compress).unwrap_or(Compress::None),
+        retain_age: s.duration("retain_age", Duration::ZERO..=100 * 366 * DAY).filter(|age| !age.is_zero()),
+        retain_size_bytes: s.size("retain_size", 0..=1024 * TIB).filter(|bytes| *bytes > 0),
     }
 }
 
@@ -467,7 +476,7 @@ pub(super) fn check(sink: &SinkConfig) -> Result<(), ConfigError> {
     for mut section in settings.sinks() {
         let name = name(&mut section, "sink");
         section.relabel(format!("sink.{name}"));
-        for key in ["type", "path", "rotate_size", "rotate_every", "compress"] {
+        for key in std::iter::once("type").chain(ARCHIVE_KEYS) {
             section.skip(key);
         }
         common(&mut section, name, sink.kind.clone());

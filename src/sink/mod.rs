@@ -182,15 +182,12 @@ pub fn open(
     resume: Resume,
 ) -> Result<Box<dyn Sink>, SinkError> {
     match &config.kind {
-        SinkKind::JsonFile { path, rotate_size_bytes, rotate_every } => {
-            let options = json_file::Options {
+        SinkKind::JsonFile { .. } => {
+            let options = json_file::Options::of(config, data_dir).ok_or_else(|| SinkError {
                 sink: config.name.clone(),
-                root: data_dir.join(path),
-                quarantine_dir: data_dir.join("quarantine"),
-                rotate_size_bytes: *rotate_size_bytes,
-                rotate_every: *rotate_every,
-            };
-            Ok(Box::new(json_file::JsonFile::open(disk, options, resume)?))
+                reason: "it is no archive".to_owned(),
+            })?;
+            Ok(Box::new(json_file::JsonFile::open(disk, options, resume)?.in_background()))
         }
         SinkKind::Stdout => Ok(Box::new(stdout::Stdout::new())),
         SinkKind::Webhook(webhook) => Ok(Box::new(webhook::Webhook::open(config, webhook)?)),

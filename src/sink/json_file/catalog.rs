@@ -113,6 +113,7 @@ mod tests {
             first_time: Micros(3),
             last_time: Micros(9),
             content_bytes: 1,
+            content_crc32: 0,
             removed: None,
             reason: None,
         }

@@ -31,7 +31,7 @@ const WRITE_BYTES: usize = 1 << 20;
 
 /// Copies the archive at `root` to `to` as `resume` speaks of it, synced.
 pub fn copy_to(disk: &dyn Disk, root: &Path, to: &Path, resume: &Resume) -> io::Result<CopiedFiles> {
-    let known = resume.token.as_deref().and_then(Position::decode);
+    let known = resume.token.as_deref().and_then(Position::decode).map(|(position, _)| position);
     // Without a usable token the queue's own word counts: everything from there on comes again.
     let known = known.filter(|position| resume.next_offset <= position.next_offset);
     let mut copying = Copying {

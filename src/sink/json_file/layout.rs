@@ -55,6 +55,17 @@ pub enum Form {
     Gzip,
 }
 
+impl Form {
+    /// What a name of this form has behind `.ndjson`.
+    pub fn ending(self) -> &'static str {
+        match self {
+            Form::Plain => "",
+            Form::Zstd => ".zst",
+            Form::Gzip => ".gz",
+        }
+    }
+}
+
 /// A file of an archive, as its name tells it. Ordered by first offset.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ArchiveFile {
@@ -157,18 +168,31 @@ fn entries(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<crate::disk::DirEntry>
 pub struct FileReader {
     file: Box<dyn DiskFile>,
     position: u64,
+    end: u64,
 }
 
 impl FileReader {
     /// Opens `path` for reading.
     pub fn open(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
-        Ok(Self { file: disk.open(path, Access::Read)?, position: 0 })
+        Ok(Self::over(disk.open(path, Access::Read)?, None))
+    }
+
+    /// Reads an open file from its start, up to `limit` if there is one.
+    pub fn over(file: Box<dyn DiskFile>, limit: Option<u64>) -> Self {
+        Self { file, position: 0, end: limit.unwrap_or(u64::MAX) }
+    }
+
+    /// Goes on at `position`.
+    pub fn skip_to(&mut self, position: u64) {
+        self.position = position;
     }
 }
 
 impl Read for FileReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buf, self.position)?;
+        let left = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let wanted = buf.len().min(left);
+        let read = self.file.read_at(&mut buf[..wanted], self.position)?;
         self.position += read as u64;
         Ok(read)
     }
@@ -176,15 +200,18 @@ impl Read for FileReader {
 
 /// Opens an archive file for reading its lines, decompressed where need be.
 pub fn open_lines(disk: &dyn Disk, file: &ArchiveFile) -> io::Result<Lines> {
-    let raw = FileReader::open(disk, &file.path)?;
-    let decoded: Box<dyn Read + Send> = match file.form {
+    Ok(Lines::new(decoded(file.form, FileReader::open(disk, &file.path)?)?))
+}
+
+/// The text in a file of this form.
+pub(super) fn decoded(form: Form, raw: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    Ok(match form {
         Form::Plain => Box::new(raw),
         Form::Zstd => Box::new(zstd::Decoder::new(raw)?),
         Form::Gzip => {
             Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(CHUNK_BYTES, raw)))
         }
-    };
-    Ok(Lines::new(decoded))
+    })
 }
 
 /// A piece of an NDJSON stream.

@@ -7,7 +7,7 @@
 //!  "voids":[[7,9]],                                               offsets 7 and 8 hold no event
 //!  "covers_from":0,                                               nor does any from here to the first
 //!  "first_time":"…","last_time":"…",                              the earliest and the latest acceptance
-//!  "content_bytes":9876,                                          decompressed
+//!  "content_bytes":9876,"content_crc32":"…",                      decompressed, as it was written
 //!  "crc32":"0a1b2c3d"}                                            of the line up to this comma
 //! ```
 //!
@@ -76,6 +76,10 @@ pub struct Entry {
     pub last_time: Micros,
     /// Bytes of its lines; the same as `bytes` when it is not compressed.
     pub content_bytes: u64,
+    /// CRC-32 of these lines as the sink wrote them, in hexadecimal in the file. Where the lines have
+    /// another, somebody changed them since.
+    #[serde(with = "hexadecimal")]
+    pub content_crc32: u32,
     /// When retention took it, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub removed: Option<Micros>,
@@ -215,6 +219,20 @@ impl Manifest {
     }
 }
 
+/// Checksums as the manifest writes them.
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(crc: &u32, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{crc:08x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        let text = String::deserialize(from)?;
+        u32::from_str_radix(&text, 16).map_err(|_| de::Error::custom("not a checksum"))
+    }
+}
+
 /// Times as the manifest writes them.
 mod rfc3339 {
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -265,6 +283,7 @@ mod tests {
             first_time: Micros(0),
             last_time: Micros(1_000_000),
             content_bytes: 9876,
+            content_crc32: 0x1234,
             removed: None,
             reason: None,
         }

@@ -38,14 +38,19 @@
 //! its first one. Age goes by the times of acceptance and not by a clock, so it survives restarts; a
 //! clock that jumps back a little keeps the file, so that events around midnight make no heap of files.
 
+mod background;
+mod book;
 pub mod catalog;
 mod copy;
+pub mod examine;
+mod finish;
 pub mod layout;
 pub mod manifest;
 mod position;
 mod recover;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,16 +59,20 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use crate::config::{Compress, SinkConfig, SinkKind};
 use crate::disk::Disk;
 use crate::event::{StoredEvent, write_archive_line};
 use crate::planted::{self, Mistake};
 
-use self::layout::{Day, Piece, relative_path};
-use self::position::{FilePosition, Position, TAIL_BYTES};
-use self::recover::{Changed, OpenFile, Suspect};
+use self::background::Background;
+use self::finish::Desk;
+use self::layout::{Day, Form, Piece, relative_path};
+use self::position::{FilePosition, Finished, Position, TAIL_BYTES};
+use self::recover::{Changed, Floor, OpenFile, Suspect};
 use super::{Batch, CopiedFiles, DeliverFuture, Delivery, Outcomes, Resume, Sink, SinkError, Unavailable};
 
 pub use self::copy::copy_to;
+pub use self::finish::{FinishError, Finisher, Step};
 
 /// Where and how an archive is written.
 #[derive(Debug, Clone)]
@@ -78,6 +87,47 @@ pub struct Options {
     pub rotate_size_bytes: u64,
     /// A file whose first event is this much older is finished.
     pub rotate_every: Duration,
+    /// A file with so many events is finished, if that is bounded.
+    pub rotate_count: Option<u64>,
+    /// How finished files are to be kept.
+    pub compress: Form,
+    /// Finished files go when their last event is this much older than now.
+    pub retain_age: Option<Duration>,
+    /// The oldest finished files go while all of them take more.
+    pub retain_size_bytes: Option<u64>,
+}
+
+impl Options {
+    /// Those of a configured sink of this type; `None` for one of another.
+    pub fn of(config: &SinkConfig, data_dir: &Path) -> Option<Self> {
+        let SinkKind::JsonFile {
+            path,
+            rotate_size_bytes,
+            rotate_every,
+            rotate_count,
+            compress,
+            retain_age,
+            retain_size_bytes,
+        } = &config.kind
+        else {
+            return None;
+        };
+        Some(Self {
+            sink: config.name.clone(),
+            root: data_dir.join(path),
+            quarantine_dir: data_dir.join("quarantine"),
+            rotate_size_bytes: *rotate_size_bytes,
+            rotate_every: *rotate_every,
+            rotate_count: *rotate_count,
+            compress: match compress {
+                Compress::None => Form::Plain,
+                Compress::Zstd => Form::Zstd,
+                Compress::Gzip => Form::Gzip,
+            },
+            retain_age: *retain_age,
+            retain_size_bytes: *retain_size_bytes,
+        })
+    }
 }
 
 /// The archive, open for writing.
@@ -95,6 +145,11 @@ pub struct JsonFile {
     unproven: bool,
     /// The last file after that, until it is known which of its lines are written again.
     suspect: Option<Suspect>,
+    /// Where finished files are left for the background.
+    desk: Arc<Desk>,
+    /// The manifest has been brought into agreement with the files since the start.
+    is_settled: bool,
+    background: Option<Background>,
 }
 
 /// How far the files can be trusted to stand at the position.
@@ -107,7 +162,7 @@ enum State {
     /// So, and a sync of the current file failed: it must not be written to again.
     SyncFailed,
     /// The position is not known yet; `floor` is the least its next offset can be.
-    Lost { floor: u64 },
+    Lost { floor: Floor },
     /// The archive's end was read, but could not be made durable. Syncing it again could succeed for
     /// pages the kernel has given up, so nothing is built on it any more.
     Untrusted,
@@ -125,32 +180,59 @@ impl JsonFile {
                 "the archive's token is of another version; reading the archive instead"
             );
         }
-        let known = known.flatten();
-        let between = Position { next_offset: resume.next_offset, file: None };
+        let (known, finished) = known.flatten().unzip();
+        let between = Position::between(resume.next_offset, resume.next_offset);
         let (position, state) = match known {
             // Everything behind the token comes again. Below it (a checkpoint that lags) it is skipped.
             Some(position) if position.file.is_some() && resume.next_offset <= position.next_offset => {
                 (position, State::Unsure)
             }
-            Some(position) => (between, State::Lost { floor: position.next_offset }),
-            None => (between, State::Lost { floor: 0 }),
+            Some(position) => (between, State::Lost { floor: Floor::of(position) }),
+            None => (between, State::Lost { floor: Floor { next_offset: 0, void_from: 0 } }),
         };
-        let mut archive =
-            Self { disk, options, position, state, buffer: Vec::new(), unproven: false, suspect: None };
+        let desk = Arc::new(Desk::default());
+        desk.hand_over(&finished.unwrap_or_default(), 0);
+        let mut archive = Self {
+            disk,
+            options,
+            position,
+            state,
+            buffer: Vec::new(),
+            unproven: false,
+            suspect: None,
+            desk,
+            is_settled: false,
+            background: None,
+        };
         if let Err(failure) = archive.recover() {
             warn!(sink = archive.options.sink, %failure, "the archive cannot be written yet");
         }
         Ok(archive)
     }
 
+    /// What is to be done with finished files, for someone who steps it.
+    pub fn finisher(&self) -> Finisher {
+        Finisher::new(self.disk.clone(), self.options.clone(), self.desk.clone())
+    }
+
+    /// Has finished files done on a thread of their own, until the sink is closed.
+    pub fn in_background(mut self) -> Self {
+        self.background = Some(Background::start(&self.options.sink, self.finisher(), self.desk.clone()));
+        self
+    }
+
     /// Makes the files stand at the position, whatever happened to them.
     fn recover(&mut self) -> Result<(), Failure> {
+        if !self.is_settled {
+            self.settle()?;
+        }
+        let before = self.position.file;
         let recovered = match self.state {
             State::Ready => return Ok(()),
             State::Unsure => recover::cut_back(&*self.disk, &self.options, self.position, false),
             State::SyncFailed => recover::cut_back(&*self.disk, &self.options, self.position, true),
             State::Lost { floor } => {
-                let again_from = floor.max(self.position.next_offset);
+                let again_from = floor.next_offset.max(self.position.next_offset);
                 recover::survey(&*self.disk, &self.options, floor, again_from)
             }
             State::Untrusted => Err(Failure::Untrusted {
@@ -169,7 +251,37 @@ impl JsonFile {
         }
         self.position = recovered.position;
         self.state = State::Ready;
+        // A file that was given up is finished; if somebody changed it, it shows when it is read back.
+        let given_up = before.filter(|_| self.position.file.is_none());
+        self.hand_over(given_up.as_ref().map(FilePosition::finish).as_slice());
         Ok(())
+    }
+
+    /// Once after a start: brings manifest and files into agreement. What is listed is durable, so the
+    /// archive goes on behind it, however old the checkpoint is.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let manifest = book::settle(&*self.disk, &self.options)?;
+        let listed_end = manifest.next_offset();
+        let is_listed = |file: FilePosition| manifest.entries.contains_key(&file.first_offset);
+        let position = &mut self.position;
+        if self.state == State::Unsure
+            && (listed_end > position.next_offset || position.file.is_some_and(is_listed))
+        {
+            *position =
+                Position::between(position.next_offset.max(listed_end), position.void_from.max(listed_end));
+        }
+        self.desk.forget_listed(&manifest);
+        self.is_settled = true;
+        Ok(())
+    }
+
+    /// Leaves finished files to the background, and says which others are finished.
+    fn hand_over(&self, finished: &[Finished]) {
+        // A suspect is not finished before it is settled.
+        let suspect = self.suspect.as_ref().map(|suspect| suspect.file.first_offset);
+        let current = self.position.file.map(|file| file.first_offset);
+        let below = current.unwrap_or(self.position.next_offset);
+        self.desk.hand_over(finished, suspect.map_or(below, |first| first.min(below)));
     }
 
     fn deliver_now(&mut self, batch: &Batch) -> Result<Delivery, Failure> {
@@ -183,16 +295,20 @@ impl JsonFile {
         if let Err(Failure::Sync { .. }) = &written {
             self.state = State::SyncFailed;
         }
-        self.position = written?;
+        let (position, finished) = written?;
+        self.position = position;
         self.state = State::Ready;
+        self.hand_over(&finished);
         // A token vouches for everything below it, and nobody vouches for a suspect yet.
-        let token = self.suspect.is_none().then(|| self.position.encode());
+        let token = self.suspect.is_none().then(|| self.position.encode(&self.desk.finished()));
         Ok(Delivery { outcomes: Outcomes::AllDelivered, token })
     }
 
-    /// Writes and syncs a batch; the position it leads to becomes ours only if all of it succeeds.
-    fn write(&mut self, batch: &Batch) -> Result<Position, Failure> {
+    /// Writes and syncs a batch; the position it leads to, with the files that are finished then,
+    /// becomes ours only if all of it succeeds.
+    fn write(&mut self, batch: &Batch) -> Result<(Position, Vec<Finished>), Failure> {
         let mut at = self.position;
+        let mut finished = Vec::new();
         let mut open: Option<OpenFile> = None;
         self.buffer.clear();
         for event in batch.events.iter() {
@@ -201,24 +317,26 @@ impl JsonFile {
             }
             if at.file.is_some_and(|file| self.is_finished(&file, event)) {
                 self.flush(&mut at, open.as_mut())?;
-                (open, at.file) = (None, None);
+                finished.extend(at.file.take().map(|file| file.finish()));
+                open = None;
             }
-            let (file, _) = self.current(&mut at, &mut open, event)?;
+            let (file, _) = self.current(&mut at, &mut open, event, &mut finished)?;
             file.events += 1;
-            at.next_offset = event.offset + 1;
+            (at.next_offset, at.void_from) = (event.offset + 1, event.offset + 1);
             write_archive_line(&mut self.buffer, event);
         }
         self.flush(&mut at, open.as_mut())?;
         for void in &batch.voids {
             at.next_offset = at.next_offset.max(void.end);
         }
-        Ok(at)
+        Ok((at, finished))
     }
 
     /// Whether `file`, with what the buffer adds to it, takes no more before `event`.
     fn is_finished(&self, file: &FilePosition, event: StoredEvent<'_>) -> bool {
         let age_micros = event.accepted_at.0.abs_diff(file.first_accepted_at.0);
         file.length + self.buffer.len() as u64 >= self.options.rotate_size_bytes
+            || self.options.rotate_count.is_some_and(|count| file.events >= count)
             || Day::of(event.accepted_at) > file.day
             || u128::from(age_micros) >= self.options.rotate_every.as_micros()
     }
@@ -229,6 +347,7 @@ impl JsonFile {
         at: &'a mut Position,
         open: &'a mut Option<OpenFile>,
         event: StoredEvent<'_>,
+        finished: &mut Vec<Finished>,
     ) -> Result<(&'a mut FilePosition, &'a mut OpenFile), Failure> {
         if open.is_none()
             && let Some(file) = at.file
@@ -239,13 +358,15 @@ impl JsonFile {
                     let path = self.options.root.join(file.relative_path());
                     recover::report_changed(&self.options.sink, &path, &file, at.next_offset, why);
                     at.file = None;
+                    finished.push(file.finish());
                 }
             }
         }
+        let covers_from = at.void_from;
         let file = match &mut at.file {
             Some(file) => file,
             none => {
-                let (file, opened) = self.begin(event)?;
+                let (file, opened) = self.begin(event, covers_from)?;
                 *open = Some(opened);
                 none.insert(file)
             }
@@ -268,14 +389,16 @@ impl JsonFile {
     }
 
     /// Begins the file whose first event is `event`; its name is durable when this returns.
-    fn begin(&self, event: StoredEvent<'_>) -> Result<(FilePosition, OpenFile), Failure> {
+    fn begin(&self, event: StoredEvent<'_>, covers_from: u64) -> Result<(FilePosition, OpenFile), Failure> {
         let file = FilePosition {
             day: Day::of(event.accepted_at),
             first_offset: event.offset,
             length: 0,
             events: 0,
             first_accepted_at: event.accepted_at,
+            covers_from,
             tail_crc: 0,
+            crc: 0,
         };
         let path = self.options.root.join(relative_path(file.day, file.first_offset));
         let dir = path.parent().unwrap_or(&self.options.root);
@@ -298,6 +421,9 @@ impl JsonFile {
             recover::sync(open)?;
         }
         file.length += self.buffer.len() as u64;
+        let mut crc = crc32fast::Hasher::new_with_initial(file.crc);
+        crc.update(&self.buffer);
+        file.crc = crc.finalize();
         let new = &self.buffer[self.buffer.len().saturating_sub(TAIL_BYTES)..];
         open.tail.drain(..(open.tail.len() + new.len()).saturating_sub(TAIL_BYTES));
         open.tail.extend_from_slice(new);
@@ -336,7 +462,9 @@ impl JsonFile {
         settled?;
         self.position.next_offset =
             cut.next_offset.max(if comes_again { 0 } else { self.position.next_offset });
+        self.position.void_from = cut.void_from;
         self.suspect = None;
+        self.hand_over(&[]);
         Ok(())
     }
 
@@ -387,7 +515,11 @@ impl Sink for JsonFile {
     /// Nothing is left to do after an orderly stop (all that was reported is synced); after a failure
     /// a last attempt is made to leave files that end in a newline.
     fn close(&mut self) -> Result<(), SinkError> {
-        self.recover().map_err(|failure| SinkError {
+        let recovered = self.recover();
+        if let Some(background) = self.background.take() {
+            background.finish();
+        }
+        recovered.map_err(|failure| SinkError {
             sink: self.options.sink.clone(),
             reason: format!("{failure}; the next start cuts the archive back"),
         })

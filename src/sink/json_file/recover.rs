@@ -25,6 +25,7 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::planted::{self, Mistake};
 
 use super::layout::{self, ArchiveFile, Form, Piece};
+use super::manifest::{self, Manifest};
 use super::position::{FilePosition, Position, TAIL_BYTES};
 use super::{Failure, IoContext, Options};
 
@@ -47,7 +48,7 @@ pub(super) struct Recovered {
 /// The archive's last file, as long as nobody knows what to make of its end.
 #[derive(Debug, Clone)]
 pub(super) struct Suspect {
-    file: ArchiveFile,
+    pub file: ArchiveFile,
     end: u64,
     /// Up to the last line whose event does not come again.
     pub certain: Cut,
@@ -55,11 +56,27 @@ pub(super) struct Suspect {
     pub intact: Cut,
 }
 
+/// The least that a lost position can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Floor {
+    pub next_offset: u64,
+    /// Every offset below is an event's, or void; those from here to `next_offset` are void.
+    pub void_from: u64,
+}
+
+impl Floor {
+    pub fn of(position: Position) -> Self {
+        Self { next_offset: position.next_offset, void_from: position.void_from }
+    }
+}
+
 /// A place to cut a file, and the next offset the archive has then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     at: u64,
     pub next_offset: u64,
+    /// Offsets from here to the next one hold no event, as far as is known.
+    pub void_from: u64,
 }
 
 /// Why a file is not the one a position speaks of.
@@ -140,7 +157,7 @@ pub(super) fn cut_back(
             Err(why) => {
                 let path = root.join(file.relative_path());
                 report_changed(&options.sink, &path, file, position.next_offset, why);
-                return survey(disk, options, position.next_offset, position.next_offset);
+                return survey(disk, options, Floor::of(position), position.next_offset);
             }
         };
         let length = open.handle.len().doing("reading the length of", &open.path)?;
@@ -204,15 +221,23 @@ fn remove_from(disk: &dyn Disk, options: &Options, next_offset: u64) -> Result<(
 pub(super) fn survey(
     disk: &dyn Disk,
     options: &Options,
-    floor: u64,
+    floor: Floor,
     again_from: u64,
 ) -> Result<Recovered, Failure> {
+    let Floor { next_offset: floor, void_from } = floor;
     let root = &options.root;
     disk.create_dir_all(root).doing("creating", root)?;
     let files = layout::list(disk, root).doing("listing", root)?;
-    let mut recovered =
-        Recovered { position: Position { next_offset: floor, file: None }, surveyed: true, suspect: None };
+    let position = Position::between(floor, void_from);
+    let mut recovered = Recovered { position, surveyed: true, suspect: None };
     let Some(file) = files.last() else { return Ok(recovered) };
+    let manifest = Manifest::read(disk, root).doing("reading", &root.join(manifest::NAME))?;
+    if let Some(entry) = manifest.entries.get(&file.first_offset) {
+        // Read back whole before it was listed.
+        let next_offset = floor.max(entry.last_offset + 1);
+        recovered.position = Position::between(next_offset, void_from.max(entry.last_offset + 1));
+        return Ok(recovered);
+    }
     let found = examine(disk, file, again_from).doing("reading", &file.path)?;
     if found.damaged || (file.form != Form::Plain && found.intact.at < found.end) {
         error!(
@@ -222,8 +247,10 @@ pub(super) fn survey(
         );
     }
     // Without a line its name still says where its predecessor ended at the latest.
+    let before = files.iter().rev().nth(1).map_or(0, |file| file.first_offset + 1);
     let cut = |kept: Kept| Cut {
         at: kept.at,
+        void_from: void_from.max(kept.last_offset.map_or(before, |last| last.saturating_add(1))),
         next_offset: floor.max(kept.last_offset.map_or(file.first_offset, |o| o.saturating_add(1))),
     };
     let suspect = Suspect {
@@ -232,7 +259,7 @@ pub(super) fn survey(
         certain: cut(found.certain),
         intact: cut(found.intact),
     };
-    recovered.position.next_offset = suspect.intact.next_offset;
+    recovered.position = Position::between(suspect.intact.next_offset, suspect.intact.void_from);
     info!(
         sink = options.sink,
         path = %file.path.display(),
@@ -333,13 +360,25 @@ fn set_aside(
     source: &dyn DiskFile,
     position: u64,
 ) -> Result<PathBuf, Failure> {
+    let name = format!("{:020}-at-{position}", file.first_offset);
+    copy_aside(disk, options, &file.path, source, position, &name)
+}
+
+/// The same under a name of the caller's; a number makes it one that is free.
+pub(super) fn copy_aside(
+    disk: &dyn Disk,
+    options: &Options,
+    path_of_source: &Path,
+    source: &dyn DiskFile,
+    position: u64,
+    name: &str,
+) -> Result<PathBuf, Failure> {
     let dir = &options.quarantine_dir;
     disk.create_dir_all(dir).doing("creating", dir)?;
     let mut copies = 0;
     // An attempt that broke off leaves its copy; the next one takes another name.
     let (path, copy) = loop {
-        let name = format!("{}-{:020}-at-{position}-{copies}.ndjson", options.sink, file.first_offset);
-        let path = dir.join(name);
+        let path = dir.join(format!("{}-{name}-{copies}.ndjson", options.sink));
         match disk.create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => copies += 1,
             result => break (path.clone(), result.doing("creating", &path)?),
@@ -348,7 +387,7 @@ fn set_aside(
     let mut chunk = vec![0; 1 << 20];
     let mut at = 0;
     loop {
-        let read = source.read_full_at(&mut chunk, position + at).doing("reading", &file.path)?;
+        let read = source.read_full_at(&mut chunk, position + at).doing("reading", path_of_source)?;
         if read == 0 {
             break;
         }

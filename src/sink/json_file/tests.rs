@@ -6,6 +6,7 @@
 //! back once durable, and everything from its offset on is delivered again.
 
 mod copy;
+mod finish;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -99,6 +100,10 @@ fn options() -> Options {
         quarantine_dir: "/data/quarantine".into(),
         rotate_size_bytes: 3000,
         rotate_every: Duration::from_secs(24 * 3600),
+        rotate_count: None,
+        compress: Form::Plain,
+        retain_age: None,
+        retain_size_bytes: None,
     }
 }
 
@@ -530,7 +535,7 @@ fn a_file_changed_under_the_daemon_is_left_alone_and_a_new_one_goes_on() {
         let disk = SimulatedDisk::new(1);
         let mut sink = open(&disk, Resume::default());
         let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
-        let current = Position::decode(&first.token.unwrap()).unwrap().file.unwrap();
+        let current = Position::decode(&first.token.unwrap()).unwrap().0.file.unwrap();
         let path = options().root.join(current.relative_path());
         vandalise(&disk, &path, how);
         let left = disk.read_file(&path).ok();
@@ -550,7 +555,7 @@ fn a_file_changed_between_two_runs_is_never_extended_and_costs_no_later_event() 
         let disk = SimulatedDisk::new(1);
         let mut sink = open(&disk, Resume::default());
         let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
-        let current = Position::decode(first.token.as_ref().unwrap()).unwrap().file.unwrap();
+        let current = Position::decode(first.token.as_ref().unwrap()).unwrap().0.file.unwrap();
         let path = options().root.join(current.relative_path());
         vandalise(&disk, &path, how);
         let resume = Resume { token: first.token, next_offset: 4 };

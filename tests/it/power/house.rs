@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eventflow::config::{Config, SinkConfig, SinkKind};
+use eventflow::config::{Compress, Config, SinkConfig, SinkKind};
 use eventflow::disk::simulated::Random;
 use eventflow::disk::{Disk, SimulatedDisk};
 use eventflow::event::{Micros, NewBatch, dedupe_tag};
@@ -41,6 +41,10 @@ pub fn config() -> Config {
         path: PathBuf::from("archive"),
         rotate_size_bytes: 6000,
         rotate_every: Duration::from_secs(3600),
+        rotate_count: None,
+        compress: Compress::Zstd,
+        retain_age: None,
+        retain_size_bytes: None,
     };
     config.sinks.push(SinkConfig::embedded("mirror"));
     config
