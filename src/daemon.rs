@@ -51,12 +51,12 @@ use crate::sink::{self, Resume};
 use crate::worker::{Availability, Worker};
 
 pub use builder::{Builder, OpenSink, Running};
+pub use lock::Lock;
 pub use stopped::StoppedQueue;
 
 use activation::Passed;
 use builder::Serving;
 use drain::Drain;
-use lock::Lock;
 use metrics::{Metrics, Started};
 pub use reload::Reread;
 use reload::{InForce, Reload};

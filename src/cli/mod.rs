@@ -4,6 +4,7 @@
 //! that begins `eventflow:`. Runs on the main thread; nothing here is needed by the daemon.
 
 mod access;
+mod archive;
 mod client;
 mod export;
 mod failures;
@@ -166,6 +167,9 @@ enum Verb {
     /// Look into the write-ahead log, live or stopped, without changing anything
     #[command(subcommand)]
     Wal(offline::WalVerb),
+    /// Check, list or mend the archive's files
+    #[command(subcommand, after_help = archive::EXAMPLES)]
+    Archive(archive::ArchiveVerb),
     /// Make bearer tokens for `http.tokens_file`
     #[command(subcommand)]
     Token(token::TokenVerb),
@@ -257,6 +261,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),
+        Verb::Archive(verb) => archive::run(&verb),
         Verb::Token(verb) => token::run(&verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

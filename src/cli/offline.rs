@@ -85,7 +85,7 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
 }
 
 /// Progress on a terminal; nothing anywhere else.
-fn progress() -> ProgressBar {
+pub(super) fn progress() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -268,7 +268,13 @@ const ARCHIVE: &[Key] = &[
     key("path", "Where, relative to `data_dir`.").range("a directory of its own"),
     key("rotate_size", "A file is finished at this size."),
     key("rotate_every", "A file is finished at this age, and at each change of the UTC date."),
-    key("compress", "Finished files are not compressed yet.").range("`none`"),
+    key("rotate_count", "A file is finished with so many events; 0 is no bound."),
+    key("compress", "How finished files are kept; compressed in the background."),
+    key(
+        "retain_age",
+        "Finished files whose last event is older than this are removed; 0 keeps them for ever.",
+    ),
+    key("retain_size", "While finished files take more than this, the oldest is removed; 0 is no bound."),
 ];
 
 const WEBHOOK: &[Key] = &[

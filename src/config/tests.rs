@@ -143,10 +143,7 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
             "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nurl = \"http://x\"",
             &["`sink.a.url`", "type \"webhook\" only"],
         ),
-        (
-            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"zstd\"",
-            &["`sink.a.compress`", "not supported"],
-        ),
+        ("[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"lz4\"", &["`sink.a.compress`", "zstd"]),
         (
             "[[sink]]\nname = \"a\"\ntype = \"json_file\"\nworkers = 4",
             &["sink `a`", "`workers` = 4", "keeps events in order"],

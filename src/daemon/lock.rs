@@ -11,16 +11,16 @@ use std::path::Path;
 
 use super::{Error, snapshot};
 
-/// Held as long as the daemon runs.
+/// Held as long as the daemon runs, or a command that changes its files.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub struct Lock {
     _directory: File,
     _file: File,
 }
 
 impl Lock {
     /// Takes the lock on an existing directory, or says who has it.
-    pub(super) fn take(dir: &Path) -> Result<Lock, Error> {
+    pub fn take(dir: &Path) -> Result<Lock, Error> {
         snapshot::refuse_incomplete(dir)?;
         let path = dir.join("lock");
         let failed = |error: io::Error| Error::DataDir { dir: dir.to_owned(), reason: error.to_string() };

@@ -1,5 +1,5 @@
 //! The power goes after every disk operation of the whole pipeline: requests, the log, the ledger, the
-//! dedupe ring, the archive; what was acknowledged is in the archive exactly once, in order.
+//! dedupe ring, the archive with its manifest and compressed files; what was acknowledged is in the archive exactly once, in order.
 //!
 //! A script runs once, on one thread, on a simulated disk that keeps its state after every operation.
 //! Each of these states is then lost under every policy, or found by a process after a kill, and the
@@ -116,6 +116,9 @@ fn no_power_loss_at_any_disk_operation_of_the_whole_pipeline_breaks_a_promise() 
         duplicates += seen.duplicates;
         compacted |= !is_there("/data/ledger/00000000000000000000.seg");
         midnight |= is_there("/data/archive/2025/06/15");
+        let archived = run.disk.files();
+        let compressed = archived.iter().filter(|path| path.extension().is_some_and(|end| end == "zst"));
+        assert!(compressed.count() > 2, "script {seed} finished too little: {archived:?}");
         let states = explore(seed, &run, 1);
         println!(
             "script {seed}: {operations} operations, {} events; {} states after a crash and {} after a second",

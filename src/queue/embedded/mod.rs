@@ -67,7 +67,7 @@ use super::{
 pub use commit::{Committed, Committer};
 pub use copy::{Copied, CopyError};
 pub use ledger::{Clock, Ledger};
-pub use onlooker::{FailuresOnDisk, known_durable};
+pub use onlooker::{FailuresOnDisk, known_durable, resume_token};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
 
 use rows::Rows;

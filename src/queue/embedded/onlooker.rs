@@ -35,24 +35,43 @@ pub fn known_durable(disk: &dyn Disk, config: &Config) -> io::Result<u64> {
         listed => listed?,
     };
     let mut known = Ring::look_at_end(disk, &dir);
-    let mut note = |record: Record| {
+    read_all(disk, &dir, &mut |record: Record| {
         known = known.max(match record {
             Record::Checkpoint(checkpoint) => checkpoint.durable_end,
             Record::Findings(findings) => findings.durable_end,
             _ => 0,
         });
+    })?;
+    Ok(known)
+}
+
+/// The resume token of a sink's last durable checkpoint; `None` when there is no ledger, or no token in it.
+pub fn resume_token(disk: &dyn Disk, config: &Config, sink: &str) -> io::Result<Option<Vec<u8>>> {
+    let dir = ledger_options(config).dir;
+    match disk.list(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        listed => listed?,
     };
-    for look in 1.. {
-        match read(disk, &dir, &mut note) {
-            // The daemon compacted it and let go of what was being read.
-            Err(ReadError::Released { .. }) if look < LOOKS => {}
-            read => {
-                read.map_err(io::Error::other)?;
-                break;
-            }
+    let mut token = None;
+    read_all(disk, &dir, &mut |record: Record| {
+        if let Record::Checkpoint(checkpoint) = record
+            && checkpoint.sink == sink
+        {
+            token = checkpoint.token;
+        }
+    })?;
+    Ok(token)
+}
+
+/// Hands out every record; from the start again when the daemon lets go of what is being read.
+fn read_all(disk: &dyn Disk, dir: &Path, note: &mut impl FnMut(Record)) -> io::Result<()> {
+    for _ in 1..LOOKS {
+        match read(disk, dir, note) {
+            Err(ReadError::Released { .. }) => {}
+            read => return read.map_err(io::Error::other),
         }
     }
-    Ok(known)
+    read(disk, dir, note).map_err(io::Error::other)
 }
 
 fn read(disk: &dyn Disk, dir: &Path, note: &mut impl FnMut(Record)) -> Result<(), ReadError> {

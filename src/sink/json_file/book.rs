@@ -198,7 +198,7 @@ fn make_durable(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Resu
 fn set_manifest_aside(disk: &dyn Disk, options: &Options) -> Result<PathBuf, Failure> {
     let path = options.root.join(NAME);
     let source = disk.open(&path, Access::Read).doing("opening", &path)?;
-    super::recover::copy_aside(disk, options, &path, source.as_ref(), 0, "manifest")
+    super::recover::copy_aside(disk, options, &path, source.as_ref(), 0, ("manifest", "ndjson"))
 }
 
 /// Files that a crash has left half-written. Best effort: what cannot be seen is no event's only copy.

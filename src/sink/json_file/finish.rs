@@ -144,7 +144,7 @@ impl Finisher {
         self.step_now(now).map_err(|failure| FinishError(failure.to_string()))
     }
 
-    fn step_now(&mut self, now: Micros) -> Result<Step, Failure> {
+    pub(super) fn step_now(&mut self, now: Micros) -> Result<Step, Failure> {
         let below = self.desk.state().finished_below;
         if below == 0 {
             return Ok(Step::Idle);
@@ -238,8 +238,8 @@ impl Finisher {
                 path = %stands.path.display(),
                 "a finished archive file is damaged and cannot be listed; `eventflow archive verify` tells more"
             );
-            self.hopeless.insert(stands.path);
-            self.forget(file.first_offset);
+            // Its checksum stays in the token, so that `verify` knows what it should be.
+            self.hopeless.insert(file.path.clone());
             return Ok(true);
         };
         book.write(&*self.disk, &self.options, entry)?;
@@ -276,26 +276,14 @@ impl Finisher {
         } else if found.wrong.is_some() {
             return None;
         }
-        let (_, last_offset) = found.offsets.filter(|(first, _)| *first == file.first_offset)?;
-        let (first_time, last_time) = found.times?;
-        let name = file.path.strip_prefix(&self.options.root).ok()?.to_str()?.to_owned();
-        Some(Entry {
-            name,
-            first_offset: file.first_offset,
-            last_offset,
-            count: written.map_or(found.count, |written| written.events),
-            bytes: found.bytes,
-            sha256: found.sha256.clone(),
-            voids: if found.is_sparse { vec![] } else { found.gaps.clone() },
-            sparse: found.is_sparse,
-            // After a lost checkpoint the sink knows only where the file before began.
-            covers_from: written.map_or(0, |written| written.covers_from).max(before).min(file.first_offset),
-            first_time,
-            last_time,
-            content_bytes: written.map_or(found.content_bytes, |written| written.length),
-            content_crc32: written.map_or(found.content_crc, |written| written.crc),
-            removed: None,
-            reason: None,
+        // After a lost checkpoint the sink knows only where the file before began.
+        let covers_from = written.map_or(0, |written| written.covers_from).max(before).min(file.first_offset);
+        let entry = Entry::of_file(&self.options.root, file, found, covers_from)?;
+        Some(match written {
+            None => entry,
+            Some(Finished { events, length, crc, .. }) => {
+                Entry { count: events, content_bytes: length, content_crc32: crc, ..entry }
+            }
         })
     }
 
@@ -345,7 +333,9 @@ impl Finisher {
         let depth = if written.is_some() { Depth::Stamps } else { Depth::Lines };
         let found = self.examine(&compressed, depth)?;
         Ok(found.filter(|found| {
-            found.wrong.is_none() && (found.content_bytes, found.content_crc) == (length, crc)
+            found.wrong.is_none()
+                && found.count > 0
+                && (found.content_bytes, found.content_crc) == (length, crc)
         }))
     }
 
@@ -404,7 +394,7 @@ enum Compressed {
 }
 
 /// The path with something added to its end.
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut text = path.as_os_str().to_owned();
     text.push(ending);
     PathBuf::from(text)

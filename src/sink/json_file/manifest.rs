@@ -32,7 +32,8 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Disk;
 use crate::event::Micros;
 
-use super::layout::{self, FileReader, Form};
+use super::examine::Examined;
+use super::layout::{self, ArchiveFile, FileReader, Form};
 
 /// The manifest's name under the archive's directory.
 pub const NAME: &str = "manifest.ndjson";
@@ -89,6 +90,34 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What there is to say of a file that was read; `None` when its name says something else.
+    pub(super) fn of_file(
+        root: &Path,
+        file: &ArchiveFile,
+        found: &Examined,
+        covers_from: u64,
+    ) -> Option<Self> {
+        let (_, last_offset) = found.offsets.filter(|(first, _)| *first == file.first_offset)?;
+        let (first_time, last_time) = found.times?;
+        Some(Self {
+            name: file.path.strip_prefix(root).ok()?.to_str()?.to_owned(),
+            first_offset: file.first_offset,
+            last_offset,
+            count: found.count,
+            bytes: found.bytes,
+            sha256: found.sha256.clone(),
+            voids: if found.is_sparse { vec![] } else { found.gaps.clone() },
+            sparse: found.is_sparse,
+            covers_from: covers_from.min(file.first_offset),
+            first_time,
+            last_time,
+            content_bytes: found.content_bytes,
+            content_crc32: found.content_crc,
+            removed: None,
+            reason: None,
+        })
+    }
+
     /// Whether its file is to be there.
     pub fn is_kept(&self) -> bool {
         self.removed.is_none()

@@ -48,6 +48,7 @@ pub mod layout;
 pub mod manifest;
 mod position;
 mod recover;
+pub mod repair;
 #[cfg(test)]
 mod tests;
 pub mod verify;

@@ -361,24 +361,24 @@ fn set_aside(
     position: u64,
 ) -> Result<PathBuf, Failure> {
     let name = format!("{:020}-at-{position}", file.first_offset);
-    copy_aside(disk, options, &file.path, source, position, &name)
+    copy_aside(disk, options, &file.path, source, position, (&name, "ndjson"))
 }
 
-/// The same under a name of the caller's; a number makes it one that is free.
+/// The same under a name and with an ending of the caller's; a number makes it one that is free.
 pub(super) fn copy_aside(
     disk: &dyn Disk,
     options: &Options,
     path_of_source: &Path,
     source: &dyn DiskFile,
     position: u64,
-    name: &str,
+    (name, ending): (&str, &str),
 ) -> Result<PathBuf, Failure> {
     let dir = &options.quarantine_dir;
     disk.create_dir_all(dir).doing("creating", dir)?;
     let mut copies = 0;
     // An attempt that broke off leaves its copy; the next one takes another name.
     let (path, copy) = loop {
-        let path = dir.join(format!("{}-{name}-{copies}.ndjson", options.sink));
+        let path = dir.join(format!("{}-{name}-{copies}.{ending}", options.sink));
         match disk.create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => copies += 1,
             result => break (path.clone(), result.doing("creating", &path)?),

@@ -31,9 +31,26 @@ use super::position::{FilePosition, Finished, Position};
 /// Looks at a file that moves before it is believed to be gone.
 const LOOKS: usize = 3;
 
+/// What kind of damage it is, which is what `repair` goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// The manifest itself.
+    Manifest,
+    /// A listed file is not there.
+    Gone,
+    /// A listed file holds something else.
+    Changed,
+    /// Offsets stand in no file, and nothing says that they are void.
+    Gap,
+    /// A file that is not listed yet, or cannot be read, or two files with the same offsets.
+    Other,
+}
+
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveDamage {
+    /// What kind it is.
+    pub kind: DamageKind,
     /// The file, or where it should be.
     pub path: PathBuf,
     /// The line, counted from 1, where it is known.
@@ -180,6 +197,9 @@ impl Check<'_> {
             file.listed.as_ref().map_or(String::new(), |entry| format!(" with its {} events", entry.count));
         let mut gone = Checked::damaged(&file, None, format!("it is gone{events}"));
         gone.damage[0].offsets = lost;
+        if file.listed.is_some() {
+            gone.damage[0].kind = DamageKind::Gone;
+        }
         gone.covers = file.listed.as_ref().map(|e| (e.covers_from, e.first_offset, e.last_offset));
         Ok(gone)
     }
@@ -252,6 +272,7 @@ impl Check<'_> {
         if let Some(what) = what {
             let wrong = found.wrong.clone().or_else(|| self.first_bad_line(file));
             let mut damaged = Checked::damaged(file, wrong, what.to_owned());
+            damaged.damage[0].kind = DamageKind::Changed;
             damaged.damage[0].offsets = Some(entry.first_offset..entry.last_offset + 1);
             checked.damage = damaged.damage;
         }
@@ -268,6 +289,7 @@ impl Check<'_> {
             let wrong = found.wrong.or_else(|| self.first_bad_line(file));
             let what = "its lines are not those that were written".to_owned();
             checked.damage = Checked::damaged(file, wrong, what).damage;
+            checked.damage[0].offsets = Some(written.first_offset..written.first_offset + written.events);
         }
         checked
     }
@@ -280,6 +302,7 @@ impl Check<'_> {
             let mut checked = Checked::of(&found, Some(open.covers_from));
             let what = format!("it is shorter than the {} bytes that were written to it", open.length);
             checked.damage = Checked::damaged(file, found.wrong, what).damage;
+            checked.damage[0].offsets = Some(open.first_offset..self.position.void_from);
             return Ok(checked);
         }
         Ok(self.written(file, &open.finish(), found))
@@ -332,7 +355,7 @@ impl Check<'_> {
             let path = self.root.join(NAME);
             let what =
                 "it is gone; the next start of the daemon, or `eventflow archive repair`, writes it anew";
-            verdict.damage.insert(0, ArchiveDamage::of(path, what.to_owned()));
+            verdict.damage.insert(0, ArchiveDamage::of(DamageKind::Manifest, path, what.to_owned()));
         }
         self.offsets(spans, &mut verdict);
         verdict.voids.sort_by_key(|void| void.start);
@@ -343,7 +366,7 @@ impl Check<'_> {
         let damage = |bad: &BadLine, what: &str| ArchiveDamage {
             line: Some(bad.number),
             position: Some(bad.bytes.start),
-            ..ArchiveDamage::of(self.root.join(NAME), what.to_owned())
+            ..ArchiveDamage::of(DamageKind::Manifest, self.root.join(NAME), what.to_owned())
         };
         let lines = manifest.damage.iter().map(|bad| damage(bad, "this line is not as it was written"));
         let end = manifest.unfinished.iter().map(|bad| {
@@ -361,6 +384,7 @@ impl Check<'_> {
                 verdict.damage.push(ArchiveDamage {
                     offsets: Some(next..covers_from),
                     ..ArchiveDamage::of(
+                        DamageKind::Gap,
                         path,
                         format!("the offsets {next}..{covers_from} before it stand in no file"),
                     )
@@ -368,7 +392,9 @@ impl Check<'_> {
             } else if first < next {
                 let what = format!("the offsets {first}..{} stand in another file too", next.min(last + 1));
                 let offsets = Some(first..next.min(last + 1));
-                verdict.damage.push(ArchiveDamage { offsets, ..ArchiveDamage::of(path, what) });
+                verdict
+                    .damage
+                    .push(ArchiveDamage { offsets, ..ArchiveDamage::of(DamageKind::Other, path, what) });
             }
             let void = next.max(covers_from)..first;
             if !void.is_empty() {
@@ -382,9 +408,10 @@ impl Check<'_> {
                 self.root.join(relative_path(file.day, file.first_offset))
             });
             let what = format!("the offsets {next}..{void_from} were archived and stand in no file");
-            verdict
-                .damage
-                .push(ArchiveDamage { offsets: Some(next..void_from), ..ArchiveDamage::of(path, what) });
+            verdict.damage.push(ArchiveDamage {
+                offsets: Some(next..void_from),
+                ..ArchiveDamage::of(DamageKind::Gap, path, what)
+            });
         }
         if next_offset > next.max(void_from) {
             verdict.voids.push(next.max(void_from)..next_offset);
@@ -412,14 +439,14 @@ impl Checked {
         let damage = ArchiveDamage {
             line: wrong.as_ref().map(|wrong| wrong.line),
             position: wrong.as_ref().map(|wrong| wrong.position),
-            ..ArchiveDamage::of(file.file.path.clone(), what)
+            ..ArchiveDamage::of(DamageKind::Other, file.file.path.clone(), what)
         };
         Self { damage: vec![damage], ..Self::default() }
     }
 }
 
 impl ArchiveDamage {
-    fn of(path: PathBuf, what: String) -> Self {
-        Self { path, line: None, position: None, offsets: None, what }
+    fn of(kind: DamageKind, path: PathBuf, what: String) -> Self {
+        Self { kind, path, line: None, position: None, offsets: None, what }
     }
 }

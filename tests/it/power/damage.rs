@@ -137,12 +137,15 @@ pub fn flip_every(stride: usize) {
     let mut cases = 0;
     for path in disk.files() {
         let bytes = disk.read_file(&path).expect("a file");
+        // What follows a wrong byte in a compressed file cannot be read any more.
+        let is_compressed = path.extension().is_some_and(|ending| ending == "zst");
+        let cost = if is_compressed { Cost::These(offsets_of(&disk, &path)) } else { Cost::One };
         for position in (first..bytes.len()).step_by(stride) {
             let damaged = disk.kill();
             let flipped = bytes[position] ^ (1 << (position % 8));
             damaged.overwrite(&path, position as u64, &[flipped]).expect("a file");
             let place = || format!("byte {position} of {}", path.display());
-            located(place, || check(&damaged, &known, &path, &Cost::One));
+            located(place, || check(&damaged, &known, &path, &cost));
             cases += 1;
         }
     }

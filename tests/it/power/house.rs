@@ -1,6 +1,7 @@
 //! The pipeline without its threads: every part the daemon would put on one is stepped by hand, so
 //! that a run is one sequence of disk operations, the same for the same seed.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,9 +14,11 @@ use eventflow::disk::simulated::Random;
 use eventflow::disk::{Disk, SimulatedDisk};
 use eventflow::event::{Micros, NewBatch, dedupe_tag};
 use eventflow::log::{Report, Step, Stock};
-use eventflow::queue::embedded::{Committer, EmbeddedQueue, Ledger, Opened, open};
+use eventflow::queue::embedded::{Committer, EmbeddedQueue, Ledger, Opened, open, resume_token};
 use eventflow::queue::{Claim, ClaimLimit, Fates, Queue, Receipt, Refusal, Resolution, SinkId, SinkInfo};
-use eventflow::sink::{self, Batch, Outcomes, Sink};
+use eventflow::sink::json_file::verify::{Verdict, verify};
+use eventflow::sink::json_file::{Finisher, JsonFile, Options, Step as FileStep};
+use eventflow::sink::{Batch, Outcomes, Sink};
 
 /// The real archive.
 pub const ARCHIVE: SinkId = SinkId(0);
@@ -96,7 +99,9 @@ pub struct House {
     pub committer: Committer,
     pub ledger: Ledger,
     pub stock: Stock,
-    pub archive: Box<dyn Sink>,
+    pub archive: JsonFile,
+    /// What is done with its finished files.
+    pub finisher: Finisher,
     /// Batches on their way to the mirror.
     pub in_flight: Vec<Claim>,
     pub report: Report,
@@ -138,8 +143,10 @@ impl House {
             opened.expect("an opening never refuses");
         let refusing = queue.status().refusing;
         assert!(!matches!(refusing, Some(Refusal::StorageFull)), "there is room, and it says: {refusing:?}");
-        let archive = sink::open(&config.sinks[0], &config.data_dir, disk, resumes.swap_remove(0));
+        let options = Options::of(&config.sinks[0], &config.data_dir).expect("an archive");
+        let archive = JsonFile::open(disk, options, resumes.swap_remove(0));
         let archive = archive.expect("an opening never refuses");
+        let finisher = archive.finisher();
         let in_flight = Vec::new();
         House {
             queue,
@@ -147,6 +154,7 @@ impl House {
             ledger,
             stock,
             archive,
+            finisher,
             in_flight,
             report: wal_report,
             ledger_report,
@@ -185,7 +193,10 @@ impl House {
     pub fn settle(&mut self) {
         let rounds = (0..1000).take_while(|_| self.ledger.step().expect("the disk works")).count();
         let steps = (0..1000).take_while(|_| self.stock.step() == Step::Worked).count();
-        assert!(rounds < 1000 && steps < 1000, "it never comes to rest");
+        let now = Micros(self.clock.load(Ordering::Relaxed));
+        let mut finish = || self.finisher.step(now).expect("the disk works");
+        let files = (0..1000).take_while(|_| finish() == FileStep::Worked).count();
+        assert!(rounds < 1000 && steps < 1000 && files < 1000, "it never comes to rest");
     }
 
     /// The last writes of an orderly stop, once nothing is under way any more.
@@ -209,20 +220,29 @@ pub struct Line {
     pub accepted_at: Micros,
 }
 
+fn is_event_file(path: &PathBuf) -> bool {
+    path.starts_with("/data/archive") && path != Path::new("/data/archive/manifest.ndjson")
+}
+
 /// The archive as a stranger reads it: files in the order of their names' offsets. Every byte of it
 /// is accounted for, and every name says what is in the file.
 pub fn archive(disk: &SimulatedDisk) -> Vec<Line> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
-    for path in disk.files().into_iter().filter(|path| path.starts_with("/data/archive")) {
+    for path in disk.files().into_iter().filter(is_event_file) {
         let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
-        let first = name.strip_prefix("events-").and_then(|name| name.strip_suffix(".ndjson"));
+        let plain = name.strip_suffix(".zst").unwrap_or(name);
+        let first = plain.strip_prefix("events-").and_then(|name| name.strip_suffix(".ndjson"));
         let first = first.and_then(|digits| digits.parse().ok());
         files.push((first.unwrap_or_else(|| panic!("no archive file: {}", path.display())), path));
     }
     files.sort();
     let mut lines = Vec::new();
     for (first, path) in files {
-        let text = String::from_utf8(disk.read_file(&path).expect("a file")).expect("UTF-8");
+        let mut bytes = disk.read_file(&path).expect("a file");
+        if path.extension().is_some_and(|ending| ending == "zst") {
+            bytes = zstd::decode_all(&bytes[..]).expect("a whole file");
+        }
+        let text = String::from_utf8(bytes).expect("UTF-8");
         assert!(text.is_empty() || text.ends_with('\n'), "half a line in {}", path.display());
         let before = lines.len();
         lines.extend(text.lines().map(read_line));
@@ -240,8 +260,14 @@ pub fn archive(disk: &SimulatedDisk) -> Vec<Line> {
 /// The lines of a damaged archive, and those that are not as they were written, with their files.
 pub fn archive_lines(disk: &SimulatedDisk) -> (Vec<Line>, Vec<(PathBuf, String)>) {
     let (mut lines, mut mangled) = (Vec::new(), Vec::new());
-    for path in disk.files().into_iter().filter(|path| path.starts_with("/data/archive")) {
-        let bytes = disk.read_file(&path).expect("a file");
+    for path in disk.files().into_iter().filter(is_event_file) {
+        let mut bytes = disk.read_file(&path).expect("a file");
+        if path.extension().is_some_and(|ending| ending == "zst") {
+            let mut text = Vec::new();
+            // Where it cannot be decompressed any further, it ends.
+            let _ = zstd::Decoder::new(&bytes[..]).map(|mut from| from.read_to_end(&mut text));
+            bytes = text;
+        }
         for line in String::from_utf8_lossy(&bytes).lines() {
             match undamaged(line).filter(|read| read.text() == line) {
                 Some(read) => lines.push(read),
@@ -250,6 +276,13 @@ pub fn archive_lines(disk: &SimulatedDisk) -> (Vec<Line>, Vec<(PathBuf, String)>
         }
     }
     (lines, mangled)
+}
+
+/// What `eventflow archive verify` says.
+pub fn judge(disk: &SimulatedDisk) -> Verdict {
+    let config = config();
+    let token = resume_token(disk, &config, &config.sinks[0].name).expect("a ledger");
+    verify(disk, Path::new("/data/archive"), token.as_deref(), 1, &|_, _| ()).expect("the disk reads")
 }
 
 /// Takes a line apart and compares each byte of it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use eventflow::disk::SimulatedDisk;
 use eventflow::queue::{Appended, Queue, SinkState, SinkStatus};
 
-use super::house::{ARCHIVE, House, Line, MIRROR, SEGMENTS, WINDOW, archive};
+use super::house::{ARCHIVE, House, Line, MIRROR, SEGMENTS, WINDOW, archive, judge};
 use super::script::{History, Run};
 
 /// Starts on `disk`, where `history` is all that was known, delivers everything, and compares.
@@ -32,6 +32,9 @@ pub fn check(disk: &SimulatedDisk, history: History, to_the_end: bool) {
     run.house().settle();
     let lines = archive(disk);
     compare(&known, &lines);
+    let judged = judge(disk);
+    assert_eq!((judged.damage, judged.notes), (vec![], vec![]), "a crash damages no archive");
+    assert_eq!((judged.events, judged.next_offset), (lines.len() as u64, end), "all of it, and nothing else");
     assert!(lines.iter().all(|line| line.offset < end), "an event from nowhere");
     for line in &lines {
         assert_eq!(run.history.shown.get(&line.offset).map(|shown| shown.0), Some(line.id));

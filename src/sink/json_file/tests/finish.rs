@@ -54,6 +54,7 @@ fn run_and_tend(sink: &mut JsonFile, world: &World, start: &Checkpoint, size: u6
         checkpoint = Checkpoint { token: delivery.token.or(checkpoint.token), next: end };
         tend(sink).unwrap();
     }
+    tend(sink).unwrap();
     let delivery = deliver(sink, &Batch::default()).unwrap();
     Checkpoint { token: delivery.token, next: checkpoint.next }
 }
@@ -180,4 +181,274 @@ fn a_second_power_loss_after_a_recovery_that_built_on_what_a_kill_had_left_costs
             assert_whole(&left, &world, &end, || format!("operation {operation}, then {again}, {policy:?}"));
         }
     }
+}
+
+#[test]
+fn any_failing_call_or_full_disk_in_the_background_costs_nothing_and_holds_up_no_delivery() {
+    let world = World::new(20, 29);
+    let arms: [(&str, fn(&SimulatedDisk, u64)); 4] = [
+        ("call failed", |disk, nth| disk.fail_operation(nth, FaultKind::Io, Times::Once)),
+        ("disk full", |disk, nth| disk.fail_write(nth, FaultKind::NoSpace, 40, Times::Once)),
+        ("sync failed", |disk, nth| disk.fail_sync(nth, PagesAfter::Clean, Policy::Subset, Times::Once)),
+        ("syncs fail", |disk, nth| disk.fail_sync(nth, PagesAfter::Reverted, Policy::Drop, Times::Once)),
+    ];
+    let mut failures = 0;
+    for (story, arm) in arms {
+        for nth in 1..=40 {
+            let disk = SimulatedDisk::new(nth);
+            let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+            let half = World { events: world.events[..12].to_vec() };
+            let (made, refused) = run(&mut sink, &half, 0, 4);
+            assert!(refused.is_none());
+            let checkpoint = made.last().unwrap().clone();
+            let mut finisher = sink.finisher();
+            arm(&disk, nth);
+            let failed = (0..100).find_map(|_| finisher.step(Micros(START)).err());
+            disk.heal();
+            failures += u64::from(failed.is_some());
+            let left = disk.power_loss(Policy::Torn, nth);
+            let mut after = open_with(&left, packed(Form::Zstd), checkpoint.resume());
+            let end = run_and_tend(&mut after, &world, &checkpoint, 5);
+            assert_whole(&left, &world, &end, || format!("{story} at {nth}, then the power went"));
+            // The same process goes on.
+            for _ in 0..100 {
+                finisher.step(Micros(START)).unwrap();
+            }
+            let end = run_and_tend(&mut sink, &world, &checkpoint, 5);
+            assert_whole(&disk, &world, &end, || format!("{story} at {nth}"));
+        }
+    }
+    assert!(failures > 20, "the faults must hit: {failures}");
+}
+
+#[test]
+fn a_disk_with_no_room_for_a_compressed_file_keeps_the_plain_one_until_there_is() {
+    let world = World::at_once(12, 3);
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+    let (made, _) = run(&mut sink, &world, 0, 4);
+    let used: usize =
+        disk.files().iter().map(|path| disk.read_file(path).unwrap().len().div_ceil(4096)).sum();
+    disk.set_capacity(used as u64 * 4096);
+    let mut finisher = sink.finisher();
+    assert!(finisher.step(Micros(START)).unwrap_err().to_string().contains("No space"));
+    assert_exactly_once(&disk, &world, 0..12, || "nothing is missing while it waits".into());
+    disk.set_capacity(1 << 20);
+    while finisher.step(Micros(START)).unwrap() == Step::Worked {}
+    drop(sink);
+    let mut sink = open_with(&disk, packed(Form::Zstd), made.last().unwrap().resume());
+    let end = run_and_tend(&mut sink, &world, made.last().unwrap(), 5);
+    assert_whole(&disk, &world, &end, || "room again".into());
+}
+
+/// A small archive with finished files and an open one, at rest.
+fn small_archive(compress: Form) -> (SimulatedDisk, World, Checkpoint) {
+    let world = World::new(24, 3);
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, packed(compress), Resume::default());
+    let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
+    assert_whole(&disk, &world, &checkpoint, || "before".into());
+    (disk, world, checkpoint)
+}
+
+#[test]
+fn a_change_of_any_byte_of_an_archive_is_found_and_its_file_named() {
+    for compress in [Form::Plain, Form::Zstd, Form::Gzip] {
+        let (disk, _, checkpoint) = small_archive(compress);
+        for path in disk.files().into_iter().filter(|path| path.starts_with("/data/archive")) {
+            let bytes = disk.read_file(&path).unwrap();
+            for at in 0..bytes.len() {
+                disk.overwrite(&path, at as u64, &[bytes[at] ^ 0x10]).unwrap();
+                let verdict = judge(&disk, &checkpoint);
+                assert!(
+                    verdict.damage.iter().any(|damage| damage.path == path),
+                    "byte {at} of {}: {:?}",
+                    path.display(),
+                    verdict.damage
+                );
+                disk.overwrite(&path, at as u64, &bytes[at..=at]).unwrap();
+            }
+        }
+        assert_eq!(judge(&disk, &checkpoint).damage, []);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_cut_or_doubled_is_named_with_its_offsets() {
+    let (whole, _, checkpoint) = small_archive(Form::Zstd);
+    for path in whole.files().into_iter().filter(|path| path.starts_with("/data/archive")) {
+        let disk = whole.kill();
+        disk.remove_file(&path).unwrap();
+        let verdict = judge(&disk, &checkpoint);
+        assert!(verdict.damage.iter().any(|damage| damage.path == path), "gone: {:?}", verdict.damage);
+        let bytes = whole.read_file(&path).unwrap();
+        for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            let disk = whole.kill();
+            disk.truncate(&path, cut as u64).unwrap();
+            let verdict = judge(&disk, &checkpoint);
+            assert!(!verdict.damage.is_empty(), "{} cut to {cut}", path.display());
+        }
+        let disk = whole.kill();
+        disk.overwrite(&path, bytes.len() as u64, b"{}\n").unwrap();
+        let is_open = path.extension().is_some_and(|e| e == "ndjson") && !path.ends_with(NAME);
+        // Behind its checkpoint a file is not judged: that is cut when the daemon starts.
+        assert_eq!(judge(&disk, &checkpoint).damage.is_empty(), is_open, "{} grown", path.display());
+    }
+    let gone = whole.kill();
+    let first = Catalog::read(&gone, &options().root).unwrap().files[0].clone();
+    gone.remove_file(&first.file.path).unwrap();
+    let damage = &judge(&gone, &checkpoint).damage[0];
+    assert_eq!(damage.offsets, Some(first.file.first_offset..first.last_offset().unwrap() + 1));
+}
+
+#[test]
+fn a_file_changed_under_the_daemon_before_it_is_listed_is_named_for_ever_after() {
+    let world = World::at_once(16, 41);
+    for how in VANDALISM {
+        let disk = SimulatedDisk::new(1);
+        let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+        let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
+        let current = Position::decode(&first.token.unwrap()).unwrap().0.file.unwrap();
+        let path = options().root.join(current.relative_path());
+        vandalise(&disk, &path, how);
+        let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint { token: None, next: 4 }, 3);
+        let damage = judge(&disk, &checkpoint).damage;
+        assert!(!damage.is_empty(), "{how}");
+        let offsets = damage[0].offsets.clone().unwrap();
+        assert!(offsets.contains(&0) && !offsets.contains(&world.len()), "{how}: {damage:?}");
+    }
+}
+
+#[test]
+fn a_lost_or_damaged_manifest_is_written_again_from_the_files() {
+    for damage in ["gone", "flipped", "cut", "of another"] {
+        let (disk, world, checkpoint) = small_archive(Form::Zstd);
+        let path = options().root.join(NAME);
+        let before = Manifest::read(&disk, &options().root).unwrap();
+        let bytes = disk.read_file(&path).unwrap();
+        match damage {
+            "gone" => disk.remove_file(&path).unwrap(),
+            "flipped" => disk.overwrite(&path, 30, b"#").unwrap(),
+            "cut" => disk.truncate(&path, bytes.len() as u64 - 9).unwrap(),
+            _ => disk.write_file(&path, b"hello\nworld\n").unwrap(),
+        }
+        assert!(!judge(&disk, &checkpoint).damage.is_empty(), "{damage}");
+        let mut sink = open_with(&disk, packed(Form::Zstd), checkpoint.resume());
+        let end = run_and_tend(&mut sink, &world, &checkpoint, 4);
+        assert_whole(&disk, &world, &end, || damage.to_owned());
+        let after = Manifest::read(&disk, &options().root).unwrap();
+        let names =
+            |manifest: &Manifest| manifest.entries.values().map(|e| e.sha256.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&after), names(&before), "{damage}");
+    }
+}
+
+/// Retention by age and by size, with an hour of age and room for two files.
+fn bounded() -> [Options; 2] {
+    let by_age = Options { retain_age: Some(Duration::from_secs(24 * 3600)), ..packed(Form::Zstd) };
+    [by_age, Options { retain_size_bytes: Some(600), ..packed(Form::Zstd) }]
+}
+
+fn tend_at(sink: &JsonFile, now: Micros) {
+    let mut finisher = sink.finisher();
+    while finisher.step(now).unwrap() == Step::Worked {}
+}
+
+#[test]
+fn retention_says_so_first_takes_finished_files_only_and_survives_a_power_loss_at_every_operation() {
+    let world = World::new(30, 3);
+    let now = Micros(START + 3 * DAY);
+    for options in bounded() {
+        let disk = SimulatedDisk::new(1);
+        let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+        let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
+        let files = archive_files(&disk).len();
+        disk.record();
+        let sink = open_with(&disk, options.clone(), checkpoint.resume());
+        tend_at(&sink, now);
+        let kept = Catalog::read(&disk, &options.root).unwrap().files.len();
+        assert!(kept < files - 1 && kept >= 1, "{kept} of {files} kept");
+        let expected = lines(&disk);
+        assert!(world.expected(0..30).ends_with(&expected));
+        for operation in 0..=disk.operations() {
+            for policy in Policy::ALL {
+                let Some(at) = disk.at(operation) else { continue };
+                let left = at.power_loss(policy, operation);
+                let sink = open_with(&left, options.clone(), checkpoint.resume());
+                tend_at(&sink, now);
+                assert_eq!(lines(&left), expected, "operation {operation}, {policy:?}");
+                let verdict = judge(&left, &checkpoint);
+                assert_eq!(verdict.damage, [], "operation {operation}, {policy:?}");
+                assert_eq!(verdict.removed.0 as usize, files - kept);
+                assert_eq!(archive_files(&left).len(), kept, "a removed file is gone");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_repair_keeps_every_intact_line_and_what_it_removes_and_verifies_afterwards() {
+    use crate::sink::json_file::repair::{plan, repair};
+    let (whole, world, checkpoint) = small_archive(Form::Plain);
+    let token = checkpoint.token.as_deref();
+    let root = options().root;
+    let finished = archive_files(&whole).len() - 1;
+    for at in 0..finished {
+        for how in ["line", "data", "first", "gone", "empty", "manifest"] {
+            let disk = whole.kill();
+            let path = archive_files(&disk)[at].path.clone();
+            let bytes = disk.read_file(&path).unwrap();
+            match how {
+                "line" => disk.overwrite(&path, bytes.len() as u64 - 3, b"\0").unwrap(),
+                "data" => {
+                    let data = memchr::memmem::find(&bytes, b"\"source\":\"/s").unwrap() + 11;
+                    disk.overwrite(&path, data as u64, b"t").unwrap();
+                }
+                "first" => disk.overwrite(&path, 0, b"[").unwrap(),
+                "gone" => disk.remove_file(&path).unwrap(),
+                "empty" => disk.truncate(&path, 0).unwrap(),
+                _ => disk.remove_file(&root.join(NAME)).unwrap(),
+            }
+            let story = format!("{how}, file {at}");
+            let before = lines_of_any(&disk);
+            let planned = plan(&disk, &root, token, 1, &|_, _| ()).unwrap();
+            assert!(
+                !planned.is_empty() && planned.iter().all(|repair| repair.action.is_some()),
+                "{story}: {planned:?}"
+            );
+            assert_eq!(lines_of_any(&disk), before, "{story}: planning changes nothing");
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            repair(&shared, &options(), token, planned, Micros(START)).unwrap();
+            let left = disk.power_loss(Policy::Drop, 1);
+            let verdict = judge(&left, &checkpoint);
+            assert_eq!(verdict.damage, [], "{story}");
+            assert_eq!(lines_of_any(&left), before, "{story}: an intact line is lost");
+            if ["line", "data", "first", "empty"].contains(&how) {
+                let aside: Vec<_> =
+                    left.files().into_iter().filter(|p| p.starts_with("/data/quarantine")).collect();
+                assert_eq!(aside.len(), 1, "{story}");
+                assert_ne!(left.read_file(&aside[0]).unwrap(), bytes, "{story}: as it was found");
+            }
+            // The daemon goes on from there.
+            let mut sink = open_with(&left, options(), checkpoint.resume());
+            let end = run_and_tend(&mut sink, &world, &checkpoint, 4);
+            assert_eq!(judge(&left, &end).damage, [], "{story}");
+        }
+    }
+}
+
+/// The intact lines of all files.
+fn lines_of_any(disk: &SimulatedDisk) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for file in archive_files(disk) {
+        let Ok(mut lines) = layout::open_lines(disk, &file) else { continue };
+        while let Ok(Some(piece)) = lines.next_piece() {
+            if let Piece::Line(line) = piece
+                && layout::intact_stamp(line).is_some()
+            {
+                all.insert(String::from_utf8_lossy(line).into_owned());
+            }
+        }
+    }
+    all
 }
