@@ -1,7 +1,7 @@
 //! Mistakes made on purpose, so that the tests can be seen to find them.
 //!
 //! Only a build with the feature `planted` can make one, and only on a thread that asked for it with
-//! [`plant`]; in every other build [`made`] is a constant `false` that costs nothing. A test that explores
+//! `plant`; in every other build [`made`] is a constant `false` that costs nothing. A test that explores
 //! crashes or damage and passes proves little before it has failed on each of these (`tests/it/power/planted.rs`).
 //! Syncs that are left out need no place in the code: a disk that forgets them does the same.
 

@@ -84,8 +84,11 @@ const SHOWN_VOIDS: usize = 10;
 /// Files read at the same time at most.
 const MAX_THREADS: usize = 8;
 
+/// Looks at an archive and tells what it sees.
+type Show = fn(&ArchiveArgs, &Archive) -> Result<Exit, Failure>;
+
 pub(super) fn run(verb: &ArchiveVerb) -> Result<Exit, Failure> {
-    let (args, show): (_, fn(&ArchiveArgs, &Archive) -> Result<Exit, Failure>) = match verb {
+    let (args, show): (_, Show) = match verb {
         ArchiveVerb::Verify(args) => (args, show_verdict),
         ArchiveVerb::List(args) => (args, show_files),
         ArchiveVerb::Repair(args) => return mend(args),

@@ -217,7 +217,8 @@ impl Finisher {
         let (mut stands, mut found) = (file.clone(), None);
         if self.options.compress != Form::Plain && file.form == Form::Plain {
             match self.compress(file, written.as_ref())? {
-                Compressed::Done(compressed, examined) => {
+                Compressed::Done(done) => {
+                    let (compressed, examined) = *done;
                     (stands, found) = (compressed, Some(examined));
                 }
                 Compressed::Changed => {}
@@ -298,7 +299,7 @@ impl Finisher {
             Ok(Some(examined)) => {
                 self.disk.replace(&temporary, &path).doing("renaming", &temporary)?;
                 self.sync_dir_of(&path)?;
-                Ok(Compressed::Done(ArchiveFile { form, path, ..file.clone() }, examined))
+                Ok(Compressed::Done(Box::new((ArchiveFile { form, path, ..file.clone() }, examined))))
             }
             other => {
                 // Half a file is of no use, and the disk may be full of it.
@@ -387,7 +388,7 @@ impl Finisher {
 pub struct FinishError(String);
 
 enum Compressed {
-    Done(ArchiveFile, Examined),
+    Done(Box<(ArchiveFile, Examined)>),
     /// The plain file is not what was written.
     Changed,
     Stopped,

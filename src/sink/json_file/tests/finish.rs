@@ -186,7 +186,8 @@ fn a_second_power_loss_after_a_recovery_that_built_on_what_a_kill_had_left_costs
 #[test]
 fn any_failing_call_or_full_disk_in_the_background_costs_nothing_and_holds_up_no_delivery() {
     let world = World::new(20, 29);
-    let arms: [(&str, fn(&SimulatedDisk, u64)); 4] = [
+    type Arm = fn(&SimulatedDisk, u64);
+    let arms: [(&str, Arm); 4] = [
         ("call failed", |disk, nth| disk.fail_operation(nth, FaultKind::Io, Times::Once)),
         ("disk full", |disk, nth| disk.fail_write(nth, FaultKind::NoSpace, 40, Times::Once)),
         ("sync failed", |disk, nth| disk.fail_sync(nth, PagesAfter::Clean, Policy::Subset, Times::Once)),
