@@ -22,6 +22,7 @@ mod metrics;
 mod notify;
 mod process;
 mod reload;
+mod replay;
 mod signals;
 mod snapshot;
 mod stopped;
@@ -33,7 +34,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{self, Handle, Runtime};
@@ -60,6 +61,7 @@ use drain::Drain;
 use metrics::{Metrics, Started};
 pub use reload::Reread;
 use reload::{InForce, Reload};
+use replay::Replays;
 use snapshot::Snapshots;
 use vigil::{Ended, Vigil, Watch};
 
@@ -114,6 +116,9 @@ pub enum Error {
     Failed(String),
 }
 
+/// What opens the sinks of a program around the daemon; for their workers, and for replays.
+type OwnSinks = Arc<Mutex<BTreeMap<String, OpenSink>>>;
+
 /// Runs the daemon until a signal stops it; `reread` reads the configuration again when one asks for that.
 pub fn serve(config: &Config, reread: Reread) -> Result<(), Error> {
     // Before any file is opened: what is not open of what should have been passed must not be ours.
@@ -138,13 +143,13 @@ fn operations() -> Result<Runtime, Error> {
 /// Runs the daemon until `stop` turns true or its sender is gone, and says when it serves. Blocks; must
 /// not be called from a task of `operations`.
 fn run(
-    Builder { config, mut own, .. }: Builder,
+    Builder { config, own, .. }: Builder,
     passed: Passed,
     operations: &Handle,
     (stop, reload): (watch::Receiver<bool>, Reload),
     tell: impl FnOnce(Serving),
 ) -> Result<(), Error> {
-    let config = &config;
+    let (config, own) = (&config, Arc::new(Mutex::new(own)));
     let (began, manager) = (Instant::now(), passed.manager);
     let real_disk = Arc::new(RealDisk::default());
     let disk: Arc<dyn Disk> = real_disk.clone();
@@ -167,7 +172,7 @@ fn run(
 
     // Open the sinks, before any thread writes: a sink that cannot be opened leaves nothing running.
     let (stop_workers, workers_stop) = watch::channel(false);
-    let (workers, shared) = open_workers(config, &mut own, &disk, &queue, resumes, &workers_stop)?;
+    let (workers, shared) = open_workers(config, &own, &disk, &queue, resumes, &workers_stop)?;
 
     // Set everything going; the committer last, so that nothing is accepted before all else stands.
     vigil.start("ledger", move || Ok(ledger.run()?))?;
@@ -184,7 +189,11 @@ fn run(
 
     // Serve, until a signal or bad news.
     let snapshots = Snapshots::new(config, &disk, &queue);
-    app.offer(Services { snapshot: Box::new(move |dir| snapshots.take(&dir)) });
+    let replays = Replays::new(config, &disk, &own, operations, &workers_stop);
+    app.offer(Services {
+        snapshot: Box::new(move |dir| snapshots.take(&dir)),
+        replay: Box::new(move |sink, events| replays.replay(sink, events)),
+    });
     app.serving(queue.clone());
     drop(telling);
     let telling = alive::serving(manager, operations, parts);
@@ -394,7 +403,7 @@ fn storage_error(dir: &Path, kind: io::ErrorKind, reason: &str) -> Error {
 /// The workers of every sink, each with an instance of the sink of its own; and what those of one sink share.
 fn open_workers(
     config: &Config,
-    own: &mut BTreeMap<String, OpenSink>,
+    own: &OwnSinks,
     disk: &Arc<dyn Disk>,
     queue: &Arc<EmbeddedQueue>,
     resumes: Vec<Resume>,
@@ -422,10 +431,11 @@ fn open_workers(
 fn open_sink(
     config: &Config,
     sink: &SinkConfig,
-    own: &mut BTreeMap<String, OpenSink>,
+    own: &OwnSinks,
     disk: &Arc<dyn Disk>,
     resume: Resume,
 ) -> Result<Box<dyn sink::Sink>, Error> {
+    let mut own = own.lock().unwrap_or_else(PoisonError::into_inner);
     let opened = match own.get_mut(&sink.name) {
         Some(open) => open(resume),
         None => sink::open(sink, &config.data_dir, disk.clone(), resume),

@@ -9,6 +9,7 @@ mod client;
 mod export;
 mod failures;
 mod offline;
+mod replay;
 mod send;
 mod snapshot;
 mod token;
@@ -158,6 +159,9 @@ enum Verb {
     /// Watch a running daemon: rates, lag, refusals, the time syncs take
     #[command(after_help = top::EXAMPLES)]
     Top(top::TopArgs),
+    /// Deliver archived events once more to one sink of a running daemon
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Copy the data directory of a running daemon into another one, consistently
     #[command(after_help = snapshot::EXAMPLES)]
     Snapshot(snapshot::SnapshotArgs),
@@ -258,6 +262,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Export(args) => export::run(&args),
         Verb::Status(args) => client::status(&args),
         Verb::Top(args) => top::top(&args),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Failures(verb) => failures::run(&verb),
         Verb::Wal(verb) => offline::wal(&verb),

@@ -1,9 +1,11 @@
-//! One event as one line of NDJSON, as the archive and the standard output sink write it.
+//! One event as one line of NDJSON, as the archive and the standard output sink write it; and such a line
+//! read again.
 
 use memchr::memchr2_iter;
 
-use super::StoredEvent;
+use super::cloudevent::members;
 use super::time::RFC3339_LEN;
+use super::{Micros, StoredEvent};
 
 /// Appends the event as one line: its text, then its offset and the time of its acceptance as the
 /// attributes `eventflowoffset` and `eventflowtime`, then a newline.
@@ -42,6 +44,69 @@ fn push_decimal(out: &mut Vec<u8>, mut n: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
+/// What the archive added to an event's line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp<'a> {
+    /// The event's offset.
+    pub offset: u64,
+    /// Its time of acceptance, RFC 3339.
+    pub time: &'a str,
+    /// Bytes of the line before the stamp: the event's text without its closing brace.
+    pub text_bytes: usize,
+}
+
+impl Stamp<'_> {
+    /// The time of acceptance as an instant.
+    pub fn accepted_at(&self) -> Option<Micros> {
+        Micros::parse_rfc3339(self.time)
+    }
+}
+
+/// Reads the stamp off the end of a line, without reading the line: an archive line ends in
+/// `"eventflowoffset":"<digits>","eventflowtime":"<time>"}`. `None` when this one does not.
+pub fn stamp(line: &[u8]) -> Option<Stamp<'_>> {
+    const OFFSET: &[u8] = b"\"eventflowoffset\":\"";
+    const TIME: &[u8] = b"\",\"eventflowtime\":\"";
+    /// A stamp is shorter: its keys, 20 digits, a time of at most 40 characters.
+    const LONGEST: usize = 128;
+    let line = line.strip_suffix(b"\"}")?;
+    let from = line.len().saturating_sub(LONGEST);
+    let at = from + memchr::memmem::rfind(&line[from..], OFFSET)?;
+    let end = &line[at + OFFSET.len()..];
+    let digits = memchr::memmem::find(end, TIME)?;
+    let offset = std::str::from_utf8(&end[..digits]).ok()?;
+    let time = std::str::from_utf8(&end[digits + TIME.len()..]).ok()?;
+    if offset.is_empty() || !offset.bytes().all(|b| b.is_ascii_digit()) || time.contains('"') {
+        return None;
+    }
+    let text_bytes = line[..at].strip_suffix(b",")?.len();
+    Some(Stamp { offset: offset.parse().ok()?, time, text_bytes })
+}
+
+/// The attribute that a replayed event has in addition.
+pub const REPLAY: &str = "eventflowreplay";
+
+/// Appends an archived event as a replay hands it to a sink: its text as it was accepted, marked with
+/// `"eventflowreplay":"true"` unless it came with that mark. `None`, and nothing appended, when the line
+/// is no whole event.
+pub fn write_replayed(out: &mut Vec<u8>, line: &[u8], stamp: &Stamp<'_>) -> Option<()> {
+    let start = out.len();
+    out.extend_from_slice(line.get(..stamp.text_bytes)?);
+    out.push(b'}');
+    let members = std::str::from_utf8(&out[start..]).ok().and_then(|text| members(text).ok());
+    let Some(is_marked) = members.map(|members| members.iter().any(|(name, _)| name == REPLAY)) else {
+        out.truncate(start);
+        return None;
+    };
+    if !is_marked {
+        out.pop();
+        out.extend_from_slice(b",\"");
+        out.extend_from_slice(REPLAY.as_bytes());
+        out.extend_from_slice(b"\":\"true\"}");
+    }
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +135,25 @@ mod tests {
             "before\n{   \"id\": \"a\\nb\" ,\"eventflowoffset\":\"7\",\
              \"eventflowtime\":\"1970-01-01T00:00:00.000000Z\"}\n"
         );
+    }
+
+    #[test]
+    fn a_replayed_line_is_the_accepted_text_with_a_mark_and_never_two() {
+        let replayed = |json: &str| {
+            let line = line(json, 42).split_off(7);
+            let line = line.trim_end().as_bytes();
+            let stamp = stamp(line).unwrap();
+            assert_eq!((stamp.offset, stamp.accepted_at()), (42, Some(Micros(0))));
+            let mut out = b"before".to_vec();
+            write_replayed(&mut out, line, &stamp).map(|()| String::from_utf8(out.split_off(6)).unwrap())
+        };
+        let text = r#"{"id":"1","data":{"eventflowreplay":1,"eventflowoffset":"7"}}"#;
+        assert_eq!(
+            replayed(text).unwrap(),
+            r#"{"id":"1","data":{"eventflowreplay":1,"eventflowoffset":"7"},"eventflowreplay":"true"}"#
+        );
+        let marked = r#"{"id":"1","eventflowreplay":"true"}"#;
+        assert_eq!(replayed(marked).unwrap(), marked);
+        assert_eq!(replayed(r#"{"id":"1","data":[}"#), None, "a damaged line is no event");
     }
 }

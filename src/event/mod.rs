@@ -22,7 +22,7 @@ mod trace;
 use bytes::Bytes;
 
 pub use cloudevent::{Attributes, dedupe_tag};
-pub use line::write_archive_line;
+pub use line::{REPLAY, Stamp, stamp, write_archive_line, write_replayed};
 pub use time::Micros;
 pub use trace::{PARENT as TRACE_PARENT, STATE as TRACE_STATE, Trace};
 

@@ -26,7 +26,7 @@ use crate::queue::{EventState, Lookup, Refusal, SinkId, SinkState, SinkStatus, S
 
 use super::openapi::{self, CloudEvent, Routes, one_of, problems, unavailable};
 use super::problem::{Answer, Problem, Slug};
-use super::{App, State, failures, ingest, snapshot};
+use super::{App, State, failures, ingest, replay, snapshot};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) app: Arc<App>,
     /// How long a request's body may take.
     pub(super) body_timeout: Duration,
+    /// How large a request's body may be.
+    pub(super) max_body_bytes: usize,
     webhook_allowed_origin: Option<Arc<str>>,
 }
 
@@ -50,6 +52,7 @@ pub fn router(app: Arc<App>, limits: &config::Http) -> Router {
     let shared = Shared {
         app,
         body_timeout: limits.body_timeout,
+        max_body_bytes: limits.max_body_bytes as usize,
         webhook_allowed_origin: limits.webhook_allowed_origin.as_deref().map(Arc::from),
     };
     routes()
@@ -91,7 +94,14 @@ pub(super) fn routes() -> Routes {
         StorageFailed,
         StorageFull,
     ];
-    failures::add_to(routes.add(snapshot::__path_take, snapshot::take, problems(&snapshot)))
+    let replay =
+        [Malformed, NotFound, Slug::Conflict, Overloaded, RequestTimeout, TooLarge, Recovering, ShuttingDown];
+    let routes = routes.add(snapshot::__path_take, snapshot::take, problems(&snapshot)).add(
+        replay::__path_replay,
+        replay::replay,
+        problems(&replay),
+    );
+    failures::add_to(routes)
 }
 
 /// A part of an address, decoded.

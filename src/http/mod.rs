@@ -31,6 +31,7 @@ mod ingest;
 mod listener;
 mod openapi;
 mod problem;
+mod replay;
 mod snapshot;
 mod tls;
 mod traffic;
@@ -66,6 +67,7 @@ use decode::EventLimits;
 use hooks::Hooks;
 pub use listener::{Listener, Stream};
 use problem::{Problem, Slug};
+pub use replay::{FailedReplay, ReplayBatch, ReplayError, Replayed};
 pub use snapshot::{Snapshot, SnapshotError, TakeSnapshot};
 pub use traffic::{Accepted, Traffic};
 
@@ -99,6 +101,8 @@ impl State {
 pub struct Services {
     /// Copies the data directory.
     pub snapshot: Box<TakeSnapshot>,
+    /// Delivers archived events once more.
+    pub replay: Box<ReplayBatch>,
 }
 
 /// What the edge knows of the process around it. Shared by the daemon and every request.

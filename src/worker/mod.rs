@@ -16,6 +16,7 @@
 //!
 //! * `filter`: which events a sink gets; `policy`: what follows from an outcome; both pure.
 //! * `attempt`: the call itself, with panics and timeouts fenced, and the bad event of a batch found.
+//! * `replay`: archived events once more, beside the live flow.
 //! * `availability`: one outage for all workers of a sink; `backoff`: how long to wait; `deliveries`: counts of calls.
 //!
 //! Each runs on a thread of its own, because reading the log and writing the archive block; what
@@ -28,6 +29,7 @@ pub mod backoff;
 mod deliveries;
 mod filter;
 mod policy;
+mod replay;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,7 @@ use crate::sink::{Batch, Outcome, Outcomes, Sink, Unavailable};
 use attempt::{Fenced, Tried};
 pub use availability::Availability;
 pub use deliveries::{Delivered, Deliveries};
+pub use replay::{Failed, Replayed, Replayer};
 
 /// What a worker is made of.
 pub struct Worker {

@@ -18,6 +18,7 @@ mod metrics;
 mod openapi;
 mod power;
 mod reload;
+mod replay;
 mod sdk;
 mod snapshot;
 mod stop;

@@ -9,7 +9,7 @@ use crate::event::cloudevent::Attributes;
 
 /// One end of the range: an offset, or a time of acceptance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(in crate::cli) enum Bound {
     /// An event's offset.
     Offset(u64),
     /// When it was accepted.
@@ -35,14 +35,14 @@ impl std::str::FromStr for Bound {
 
 /// Times of acceptance; an open end is unbounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Times {
+pub(in crate::cli) struct Times {
     pub start: Option<Micros>,
     pub end: Option<Micros>,
 }
 
 /// What an export is to hold.
 #[derive(Debug, Clone)]
-pub(super) struct Filter {
+pub(in crate::cli) struct Filter {
     pub offsets: Range<u64>,
     pub times: Times,
     types: Vec<GlobMatcher>,

@@ -52,7 +52,7 @@ impl<T: Tail> Tail for Option<T> {
 
 /// Why an export stopped.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum JoinError {
+pub(in crate::cli) enum JoinError {
     #[error("cannot read {}: {source}", path.display())]
     Archive { path: PathBuf, source: io::Error },
     #[error("cannot read the log: {0}")]
@@ -66,7 +66,7 @@ pub(super) enum JoinError {
 
 /// What was handed out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(in crate::cli) struct Tally {
     pub events: u64,
     pub first_offset: u64,
     pub last_offset: u64,
@@ -77,7 +77,7 @@ pub(super) struct Tally {
 }
 
 /// Where lines go and progress is told.
-pub(super) trait Output {
+pub(in crate::cli) trait Output {
     /// Takes one event's line, without its newline.
     fn line(&mut self, line: &[u8]) -> io::Result<()>;
     /// Bytes of archive files read so far, and to read in all.

@@ -23,8 +23,11 @@ use crate::config::{Config, SinkConfig, SinkKind};
 use crate::disk::RealDisk;
 use crate::log::{OfflineReader, Stream};
 
-use filter::{Bound, Filter};
-use join::{Join, JoinError, Output, Tally};
+use filter::Filter;
+use join::Join;
+
+pub(super) use filter::Bound;
+pub(super) use join::{JoinError, Output, Tally};
 
 pub(super) const EXAMPLES: &str = "Examples:
   eventflow export > all.ndjson
@@ -68,27 +71,12 @@ enum Format {
 /// `eventflow export`
 pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
     let config = args.config.load(None)?;
-    let filter = Filter::new(args.from, args.to, &args.types, &args.sources)
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
-    if filter.is_backwards() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "`--to` lies before `--from`, so there is nothing between them",
-        ));
-    }
-    let root = archive_of(&config);
-    let wal = config.data_dir.join("wal");
-    if !root.is_dir() && !wal.is_dir() {
-        return Err(Failure::failed(format_args!(
-            "there is neither an archive in {} nor a log in {}; `--data-dir` or `--config` says where to look",
-            root.display(),
-            wal.display()
-        )));
-    }
+    let filter = wanted(args.from, args.to, &args.types, &args.sources)?;
+    let store = Store::of(&config)?;
     let tally = match &args.output {
         None => {
             let mut out = Printer::new(io::stdout().lock(), args.format, false);
-            match join(&root, &wal, &filter, &mut out).and_then(|tally| out.finish().map(|_| tally)) {
+            match store.read(&filter, &mut out).and_then(|tally| out.finish().map(|_| tally)) {
                 // The reader has seen enough (`| head`).
                 Err(JoinError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return Ok(Exit::Done);
@@ -96,7 +84,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
                 result => result.map_err(Failure::failed)?,
             }
         }
-        Some(path) => to_file(path, args.format, |out| join(&root, &wal, &filter, out))
+        Some(path) => to_file(path, args.format, |out| store.read(&filter, out))
             .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?,
     };
     report(&tally, args.output.is_some());
@@ -104,19 +92,51 @@ pub(super) fn run(args: &ExportArgs) -> Result<Exit, Failure> {
     Ok(if damaged { Exit::Damaged } else { Exit::Done })
 }
 
-fn join<W: Write>(
-    root: &Path,
-    wal: &Path,
-    filter: &Filter,
-    out: &mut Printer<W>,
-) -> Result<Tally, JoinError> {
-    let disk = RealDisk::default();
-    let tail = if wal.is_dir() {
-        Some(OfflineReader::open(&disk, wal, Stream::Events).map_err(JoinError::LogDirectory)?)
-    } else {
-        None
-    };
-    Join::new(&disk, root, filter, tail, out).run()
+/// What a command line asks for.
+pub(super) fn wanted(
+    from: Option<Bound>,
+    to: Option<Bound>,
+    types: &[String],
+    sources: &[String],
+) -> Result<Filter, Failure> {
+    let filter = Filter::new(from, to, types, sources).map_err(|error| Failure::new(Exit::Usage, error))?;
+    if filter.is_backwards() {
+        let sentence = "`--to` lies before `--from`, so there is nothing between them";
+        return Err(Failure::new(Exit::Usage, sentence));
+    }
+    Ok(filter)
+}
+
+/// Where the events of a data directory are.
+pub(super) struct Store {
+    archive: PathBuf,
+    wal: PathBuf,
+}
+
+impl Store {
+    /// Where a configuration says; at least one of the two must be there.
+    pub(super) fn of(config: &Config) -> Result<Self, Failure> {
+        let store = Self { archive: archive_of(config), wal: config.data_dir.join("wal") };
+        if !store.archive.is_dir() && !store.wal.is_dir() {
+            return Err(Failure::failed(format_args!(
+                "there is neither an archive in {} nor a log in {}; `--data-dir` or `--config` says where to look",
+                store.archive.display(),
+                store.wal.display()
+            )));
+        }
+        Ok(store)
+    }
+
+    /// Hands out every event that is wanted, in order and once.
+    pub(super) fn read(&self, filter: &Filter, out: &mut impl Output) -> Result<Tally, JoinError> {
+        let disk = RealDisk::default();
+        let tail = if self.wal.is_dir() {
+            Some(OfflineReader::open(&disk, &self.wal, Stream::Events).map_err(JoinError::LogDirectory)?)
+        } else {
+            None
+        };
+        Join::new(&disk, &self.archive, filter, tail, out).run()
+    }
 }
 
 /// Where the first archive that is configured stands; one that holds everything is preferred.

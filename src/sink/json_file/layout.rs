@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Access, Disk, DiskFile, EntryKind};
 use crate::event::Micros;
+pub use crate::event::{Stamp, stamp};
 
 const MICROS_A_DAY: i64 = 24 * 60 * 60 * 1_000_000;
 
@@ -310,41 +311,6 @@ impl Lines {
             }
         }
     }
-}
-
-/// What the archive added to an event's line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp<'a> {
-    /// The event's offset.
-    pub offset: u64,
-    /// Its time of acceptance, RFC 3339.
-    pub time: &'a str,
-}
-
-impl Stamp<'_> {
-    /// The time of acceptance as an instant.
-    pub fn accepted_at(&self) -> Option<Micros> {
-        Micros::parse_rfc3339(self.time)
-    }
-}
-
-/// Reads the stamp off the end of a line, without reading the line: an archive line ends in
-/// `"eventflowoffset":"<digits>","eventflowtime":"<time>"}`. `None` when this one does not.
-pub fn stamp(line: &[u8]) -> Option<Stamp<'_>> {
-    const OFFSET: &[u8] = b"\"eventflowoffset\":\"";
-    const TIME: &[u8] = b"\",\"eventflowtime\":\"";
-    /// A stamp is shorter: its keys, 20 digits, a time of at most 40 characters.
-    const LONGEST: usize = 128;
-    let line = line.strip_suffix(b"\"}")?;
-    let end = &line[line.len().saturating_sub(LONGEST)..];
-    let end = &end[memchr::memmem::rfind(end, OFFSET)? + OFFSET.len()..];
-    let digits = memchr::memmem::find(end, TIME)?;
-    let offset = std::str::from_utf8(&end[..digits]).ok()?;
-    let time = std::str::from_utf8(&end[digits + TIME.len()..]).ok()?;
-    if offset.is_empty() || !offset.bytes().all(|b| b.is_ascii_digit()) || time.contains('"') {
-        return None;
-    }
-    Some(Stamp { offset: offset.parse().ok()?, time })
 }
 
 /// The stamp of a line whose every byte makes sense: a JSON object with a stamp at its end. This is
