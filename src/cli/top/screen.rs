@@ -156,7 +156,8 @@ fn sinks(lines: &mut Vec<Line>, sinks: &[SinkView]) {
 
 /// A view as one line, for a pipe.
 pub(super) fn one_line(view: &View) -> String {
-    let refused: f64 = view.refusals_per_second.values().sum();
+    // The sum of nothing is -0.
+    let refused = view.refusals_per_second.values().fold(0.0, |sum, rate| sum + rate);
     let mut line = format!(
         "{} in {} events/s refused {}/s commit p99 {} log {:.0} %",
         view.state,
