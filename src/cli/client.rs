@@ -42,6 +42,30 @@ pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {
     Failure::failed(format_args!("no answer from {url} ({error}); is the daemon running? `--url` says where"))
 }
 
+/// What a problem document (RFC 9457) says, as far as commands care; nothing where it is none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Problem {
+    title: String,
+    detail: String,
+    /// What is wrong with single events of a batch.
+    pub(super) errors: Vec<LineError>,
+}
+
+/// What is wrong with the event at one place of a batch.
+#[derive(Debug, Deserialize)]
+pub(super) struct LineError {
+    pub(super) index: usize,
+    pub(super) detail: String,
+}
+
+impl Problem {
+    /// The sentence for a person.
+    pub(super) fn sentence(&self) -> &str {
+        if self.detail.is_empty() { &self.title } else { &self.detail }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]

@@ -23,7 +23,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{self, UrlArgs};
+use super::client::{self, LineError, Problem, UrlArgs};
 use super::export::{Bound, JoinError, Output, Store, Tally as Read, wanted};
 use super::send::rate;
 use super::{ConfigArgs, Exit, Failure, count, print};
@@ -121,21 +121,6 @@ struct Failed {
     error: String,
     may_succeed: bool,
     retry_after_ms: Option<u64>,
-}
-
-/// What a problem document says, as far as it matters here.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    title: String,
-    detail: String,
-    errors: Vec<LineError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LineError {
-    index: usize,
-    detail: String,
 }
 
 /// Why a replay ends before its range does.
@@ -443,7 +428,7 @@ impl Replay<'_> {
             Err(error) => return Posted::Later(None, error.to_string()),
         };
         let problem: Problem = serde_json::from_slice(&answer).unwrap_or_default();
-        let sentence = if problem.detail.is_empty() { problem.title } else { problem.detail };
+        let sentence = problem.sentence().to_owned();
         match status {
             200 => match serde_json::from_slice(&answer) {
                 Ok(answer) => Posted::Answered(answer),

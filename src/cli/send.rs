@@ -26,7 +26,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use super::client::UrlArgs;
+use super::client::{Problem, UrlArgs};
 use super::{Exit, Failure, count, print};
 
 /// A batch is posted when it has this many bytes, whatever `--batch` says.
@@ -151,27 +151,6 @@ struct Accepted {
     duplicates: u64,
     first_offset: Option<u64>,
     last_offset: Option<u64>,
-}
-
-/// What an error answer says, as far as it matters here.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    title: String,
-    detail: String,
-    errors: Vec<LineError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LineError {
-    index: usize,
-    detail: String,
-}
-
-impl Problem {
-    fn sentence(&self) -> &str {
-        if self.detail.is_empty() { &self.title } else { &self.detail }
-    }
 }
 
 /// What one request led to.

@@ -353,10 +353,21 @@ async fn change(shared: &Shared, body: Body, action: Redrive) -> Answered {
 
 /// The whole body, if it is small and comes in time.
 pub(super) async fn read(body: Body, within: Duration) -> Result<bytes::Bytes, Problem> {
-    match timeout(within, to_bytes(body, MAX_BODY)).await {
+    let too_large = || format!("the body is larger than {MAX_BODY} bytes");
+    read_up_to(body, MAX_BODY, within, too_large).await
+}
+
+/// The whole body, if it is no longer than `limit` and comes in time; `too_large` says when it is longer.
+pub(super) async fn read_up_to(
+    body: Body,
+    limit: usize,
+    within: Duration,
+    too_large: impl FnOnce() -> String,
+) -> Result<bytes::Bytes, Problem> {
+    match timeout(within, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         // The only other reason is a client that broke off, which hears of nothing.
-        Ok(Err(_)) => Err(Problem::new(Slug::TooLarge, format!("the body is larger than {MAX_BODY} bytes"))),
+        Ok(Err(_)) => Err(Problem::new(Slug::TooLarge, too_large())),
         Err(_) => {
             Err(Problem::new(Slug::RequestTimeout, "the body did not arrive in time (http.body_timeout)"))
         }

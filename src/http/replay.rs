@@ -9,18 +9,17 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::State as FromState;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use crate::event::{StoredBatch, stamp, write_replayed};
 
 use super::admin::{Answered, Part, Shared, json};
-use super::failures::{BodyRead, malformed};
+use super::failures::{BodyRead, malformed, read_up_to};
 use super::problem::{ItemError, MAX_ITEM_ERRORS, Problem, Slug};
 
 /// Events of one request.
@@ -107,19 +106,8 @@ pub(super) async fn replay(
     body: Body,
 ) -> Answered {
     let limit = shared.max_body_bytes;
-    let bytes = match timeout(shared.body_timeout, to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => {
-            return Err(Problem::new(
-                Slug::TooLarge,
-                format!("the body is larger than {limit} bytes (http.max_body)"),
-            ));
-        }
-        Err(_) => {
-            let detail = "the body did not arrive in time (http.body_timeout)";
-            return Err(Problem::new(Slug::RequestTimeout, detail));
-        }
-    };
+    let too_large = || format!("the body is larger than {limit} bytes (http.max_body)");
+    let bytes = read_up_to(body, limit, shared.body_timeout, too_large).await?;
     let work = async {
         let batch = read_lines(&bytes)?;
         shared.app.open_queue()?;

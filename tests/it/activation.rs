@@ -68,20 +68,7 @@ fn over_restarts_no_connection_is_refused_and_every_request_is_taken() {
             assert!(status_line(answer).starts_with("HTTP/1.1 202"));
         }
         // A request under way keeps the drain going.
-        let mut slow = TcpStream::connect(daemon.address).expect("it listens");
-        write!(
-            slow,
-            "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\nexpect: 100-continue\r\n\r\n",
-            EVENT.len()
-        )
-        .expect("sent");
-        let mut slow = BufReader::new(slow);
-        assert!({
-            let mut line = String::new();
-            slow.read_line(&mut line).expect("an answer");
-            line.starts_with("HTTP/1.1 100")
-        });
+        let mut slow = daemon.half_a_request(EVENT);
         daemon.signal("TERM");
         eventually("the drain", || daemon.said().contains("draining").then_some(()));
         waiting.push(request(&socket));

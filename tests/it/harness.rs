@@ -152,6 +152,25 @@ impl Daemon {
         format!("http://{}", self.address)
     }
 
+    /// A post of this event whose body the daemon waits for: it has said "100 Continue", so it is under way.
+    pub fn half_a_request(&self, event: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        write!(
+            stream,
+            "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nexpect: 100-continue\r\n\r\n",
+            event.len()
+        )
+        .expect("sent");
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("an answer");
+        assert!(line.starts_with("HTTP/1.1 100"), "{line}");
+        reader.read_line(&mut line).expect("the empty line behind it");
+        reader
+    }
+
     /// `GET /v1/status`.
     pub fn status(&self) -> Value {
         let answer = self.client().get("/v1/status").expect("an answer");

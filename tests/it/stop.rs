@@ -1,38 +1,18 @@
 //! How the daemon stops: what is under way finishes, what is new is refused, a second signal ends it
 //! at once, and systemd hears of it.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, Write};
 use std::os::unix::net::UnixDatagram;
 
 use crate::harness::{DEADLINE, Daemon, TINY, archive, eventually};
 
 const EVENT: &str = r#"{"under":"way"}"#;
 
-/// A request whose body the daemon waits for: it has said "100 Continue", so it is under way.
-fn half_a_request(daemon: &Daemon) -> BufReader<TcpStream> {
-    let mut stream = TcpStream::connect(daemon.address).expect("it listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    write!(
-        stream,
-        "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nexpect: 100-continue\r\n\r\n",
-        EVENT.len()
-    )
-    .expect("sent");
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).expect("an answer");
-    assert!(line.starts_with("HTTP/1.1 100"), "{line}");
-    reader.read_line(&mut line).expect("the empty line behind it");
-    reader
-}
-
 #[test]
 fn a_request_under_way_finishes_while_new_ones_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let daemon = Daemon::start(dir.path(), TINY);
-    let mut slow = half_a_request(&daemon);
+    let mut slow = daemon.half_a_request(EVENT);
     daemon.signal("TERM");
     let refusal = eventually("a refusal", || {
         let answer = daemon.client().post("application/json", b"1").ok()?;
@@ -58,7 +38,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let daemon = Daemon::start(dir.path(), TINY);
     assert_eq!(daemon.client().post("application/json", b"1").expect("answered").status, 202);
-    let _slow = half_a_request(&daemon);
+    let _slow = daemon.half_a_request(EVENT);
     daemon.signal("TERM");
     eventually("the drain", || daemon.said().contains("SIGTERM").then_some(()));
     daemon.signal("INT");

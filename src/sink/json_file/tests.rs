@@ -203,9 +203,19 @@ struct Recording {
 }
 
 fn record(world: &World, size: u64) -> Recording {
+    record_with(world, size, |disk| open(disk, Resume::default()), |_| ())
+}
+
+/// A run recorded: the checkpoints and after which operation each was due. `between` follows each delivery.
+fn record_with(
+    world: &World,
+    size: u64,
+    open: impl FnOnce(&SimulatedDisk) -> JsonFile,
+    between: impl Fn(&JsonFile),
+) -> Recording {
     let disk = SimulatedDisk::new(1);
     disk.record();
-    let mut sink = open(&disk, Resume::default());
+    let mut sink = open(&disk);
     let mut checkpoints = vec![(0, Checkpoint::default())];
     let mut next = 0;
     while next < world.len() {
@@ -213,6 +223,7 @@ fn record(world: &World, size: u64) -> Recording {
         let delivery = deliver(&mut sink, &world.batch(next..end)).unwrap();
         checkpoints.push((disk.operations(), Checkpoint { token: delivery.token, next: end }));
         next = end;
+        between(&sink);
     }
     Recording { disk, checkpoints }
 }

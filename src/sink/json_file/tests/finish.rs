@@ -117,21 +117,9 @@ fn a_file_is_finished_at_its_count() {
     assert!(manifest.entries.values().all(|entry| entry.count == 3), "{manifest:?}");
 }
 
-/// A run with background work, recorded: the checkpoints and after which operation each was due.
+/// A recorded run with background work.
 fn record_tended(world: &World, options: Options, size: u64) -> Recording {
-    let disk = SimulatedDisk::new(1);
-    disk.record();
-    let mut sink = open_with(&disk, options, Resume::default());
-    let mut checkpoints = vec![(0, Checkpoint::default())];
-    let mut next = 0;
-    while next < world.len() {
-        let end = (next + size).min(world.len());
-        let delivery = deliver(&mut sink, &world.batch(next..end)).unwrap();
-        checkpoints.push((disk.operations(), Checkpoint { token: delivery.token, next: end }));
-        next = end;
-        tend(&sink).unwrap();
-    }
-    Recording { disk, checkpoints }
+    record_with(world, size, |disk| open_with(disk, options, Resume::default()), |sink| tend(sink).unwrap())
 }
 
 #[test]
