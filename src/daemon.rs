@@ -379,9 +379,13 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
     let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());
     let clock = Arc::new(Micros::now);
     embedded::open(disk, config, sinks.collect(), entropy, clock).map_err(|error| match &error {
-        OpenError::Wal(LogError::Io { kind, .. }) | OpenError::Ledger(LogError::Io { kind, .. }) => {
-            storage_error(&config.data_dir, *kind, &error.to_string())
-        }
+        OpenError::Wal(cause) | OpenError::Ledger(cause) | OpenError::Failures(cause) => match cause {
+            LogError::Io { kind, .. } => storage_error(&config.data_dir, *kind, &error.to_string()),
+            LogError::Foreign { .. } => {
+                Error::DataDir { dir: config.data_dir.clone(), reason: error.to_string() }
+            }
+            LogError::Failed(_) => Error::StorageFailed(error.to_string()),
+        },
         _ => Error::StorageFailed(error.to_string()),
     })
 }

@@ -42,6 +42,24 @@ pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {
     Failure::failed(format_args!("no answer from {url} ({error}); is the daemon running? `--url` says where"))
 }
 
+/// What an answer that is no success means to the user, and what to do where a token would open the door.
+pub(super) fn refusal(url: &str, status: u16, body: &[u8]) -> String {
+    const SHOWN_CHARS: usize = 300;
+    let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
+    let text = match problem.sentence() {
+        // Somebody else answered, such as a proxy with a page of its own.
+        "" => String::from_utf8_lossy(body).trim().chars().take(SHOWN_CHARS).collect(),
+        sentence => sentence.to_owned(),
+    };
+    let colon = if text.is_empty() { "" } else { ": " };
+    let advice = match status {
+        401 => "; show a token with `--token-file` or EVENTFLOW_TOKEN",
+        403 => "; show another token with `--token-file` or EVENTFLOW_TOKEN",
+        _ => "",
+    };
+    format!("{url} answered {status}{colon}{text}{advice}")
+}
+
 /// What a problem document (RFC 9457) says, as far as commands care; nothing where it is none.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -121,7 +139,7 @@ pub(super) fn ask(agent: &ureq::Agent, url: &str) -> Result<String, Failure> {
     let mut response = agent.get(url).call().map_err(|error| unreachable(url, &error))?;
     let text = response.body_mut().read_to_string().map_err(|error| unreachable(url, &error))?;
     if response.status() != 200 {
-        return Err(Failure::failed(format_args!("{url} answered {}: {}", response.status(), text.trim())));
+        return Err(Failure::failed(refusal(url, response.status().as_u16(), text.as_bytes())));
     }
     Ok(text)
 }
@@ -290,6 +308,19 @@ mod tests {
             let status: Status = serde_json::from_value(answer).unwrap();
             assert!(imbalance(&status.wal, &status.sinks[0]).is_some(), "{field}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_one_sentence_with_what_to_do() {
+        let problem =
+            br#"{"type":"/problems/forbidden","title":"Forbidden","status":403,"detail":"not `admin`"}"#;
+        assert_eq!(
+            refusal("http://h/x", 403, problem),
+            "http://h/x answered 403: not `admin`; show another token with `--token-file` or EVENTFLOW_TOKEN"
+        );
+        assert_eq!(refusal("http://h/x", 500, b""), "http://h/x answered 500");
+        let page = "x".repeat(10_000);
+        assert_eq!(refusal("h", 502, page.as_bytes()), format!("h answered 502: {}", "x".repeat(300)));
     }
 
     #[test]

@@ -437,8 +437,7 @@ impl Replay<'_> {
             400 if !problem.errors.is_empty() => Posted::Refused(problem.errors),
             413 => Posted::TooLarge(sentence),
             408 | 429 | 503 => Posted::Later(retry_after, sentence),
-            _ if sentence.is_empty() => Posted::Stop(format!("{} answered {status}", self.url)),
-            _ => Posted::Stop(sentence),
+            _ => Posted::Stop(client::refusal(&self.url, status, &answer)),
         }
     }
 

@@ -26,7 +26,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use super::client::{Problem, UrlArgs};
+use super::client::{self, Problem, UrlArgs};
 use super::{Exit, Failure, count, print};
 
 /// A batch is posted when it has this many bytes, whatever `--batch` says.
@@ -346,7 +346,7 @@ impl Sender<'_> {
                 let wait = Duration::from_secs(u64::max(1, retry_after));
                 Answer::Later(wait, format!("{status} {}", problem().sentence()))
             }
-            _ => Answer::Stop(format!("{} answered {status} {}", self.url, problem().sentence())),
+            _ => Answer::Stop(client::refusal(&self.url, status, &body)),
         }
     }
 

@@ -8,9 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::client::{UrlArgs, unreachable};
+use super::client::{UrlArgs, refusal, unreachable};
 use super::{Exit, Failure, count, print};
 
 pub(super) const EXAMPLES: &str = "\
@@ -60,9 +59,8 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<Exit, Failure> {
     let mut answer = answer.map_err(|error| unreachable(&url, &error))?;
     let body = answer.body_mut().read_to_string().map_err(|error| unreachable(&url, &error))?;
     if answer.status() != 200 {
-        let problem: Value = serde_json::from_str(&body).unwrap_or_default();
-        let detail = problem["detail"].as_str().unwrap_or(body.trim());
-        return Err(Failure::failed(format_args!("no snapshot was taken: {detail}")));
+        let refusal = refusal(&url, answer.status().as_u16(), body.as_bytes());
+        return Err(Failure::failed(format_args!("no snapshot was taken: {refusal}")));
     }
     if args.json {
         print(&format!("{}\n", body.trim()))?;

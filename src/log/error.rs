@@ -21,6 +21,17 @@ pub enum LogError {
         /// The kind the system gave.
         kind: io::ErrorKind,
     },
+    /// A segment was written by a program whose format this one does not know; this log is left as it is.
+    #[error(
+        "{} has version {version} of the segment format, which this eventflow does not know; start the version that wrote \
+         it, or one as new", path.display()
+    )]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// What it says its version is.
+        version: char,
+    },
     /// The log failed earlier and takes nothing any more.
     #[error("the log has failed ({0}); stop the process and start it again, it recovers from the disk")]
     Failed(String),

@@ -18,7 +18,9 @@ pub const DATA_START: u64 = 4096;
 pub const COPY_B: usize = 512;
 /// Bytes of a header that are used.
 const HEADER_BYTES: usize = 64;
-/// First bytes of every segment; the digit is the format's version.
+/// First bytes of every segment; the digit is the format's version. Whatever a later version changes,
+/// these eight bytes, the checksum of bytes 12 to 64 behind them and the two places of a header
+/// stay, so that [`foreign_version`] can tell another version from damage.
 const MAGIC: [u8; 8] = *b"EVFLSEG1";
 /// A position is noted every so many bytes, so that a search for an offset reads about this much.
 const NOTE_EVERY: u64 = 1 << 20;
@@ -63,7 +65,7 @@ fn decode_copy(bytes: &[u8]) -> Option<SegmentHeader> {
     let copy = bytes.first_chunk::<HEADER_BYTES>()?;
     let u64_at = |at: usize| u64::from_le_bytes(*copy[at..].first_chunk().expect("a header has 64 bytes"));
     let u32_at = |at: usize| u32::from_le_bytes(*copy[at..].first_chunk().expect("a header has 64 bytes"));
-    if copy[..8] != MAGIC || u32_at(8) != crc32fast::hash(&copy[12..]) || copy[56..] != [0; 8] {
+    if copy[..8] != MAGIC || !holds(copy) || copy[56..] != [0; 8] {
         return None;
     }
     let header = SegmentHeader {
@@ -88,6 +90,23 @@ pub fn decode_header(bytes: &[u8], expected_base: u64) -> Option<SegmentHeader> 
         (Some(a), Some(b)) if a.base != expected_base && b.base == expected_base => Some(b),
         (a, b) => a.or(b),
     }
+}
+
+fn holds(copy: &[u8; HEADER_BYTES]) -> bool {
+    copy[8..12] == crc32fast::hash(&copy[12..]).to_le_bytes()
+}
+
+/// The version another program wrote this header in. Both copies must hold and agree on it: one wrong
+/// byte never makes a segment foreign.
+pub fn foreign_version(bytes: &[u8]) -> Option<char> {
+    let version_of = |bytes: &[u8]| {
+        let copy = bytes.first_chunk::<HEADER_BYTES>()?;
+        let (kind, version) = (&copy[..7], copy[7]);
+        let is_foreign = kind == &MAGIC[..7] && version != MAGIC[7] && version.is_ascii_graphic();
+        (is_foreign && holds(copy)).then_some(char::from(version))
+    };
+    let version = version_of(bytes)?;
+    (version_of(bytes.get(COPY_B..)?) == Some(version)).then_some(version)
 }
 
 /// The name of the segment that begins at `base`.

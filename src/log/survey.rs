@@ -13,7 +13,8 @@ use super::catalog::FoundFile;
 use super::frame::ENTRY_BYTES;
 use super::scan::salt_by_frames;
 use super::segment::{
-    COPY_B, DATA_START, SegmentHeader, decode_header, parse_segment_name, parse_spare_name, segment_name,
+    COPY_B, DATA_START, SegmentHeader, decode_header, foreign_version, parse_segment_name, parse_spare_name,
+    segment_name,
 };
 use super::window::Window;
 use super::{LogError, Stream};
@@ -96,7 +97,8 @@ pub(super) struct Survey {
 
 impl Survey {
     /// Looks through `dir`. A directory that cannot be listed is an error, as is a lack of
-    /// descriptors; whatever is wrong with one file is not.
+    /// descriptors, and a segment of another format version: to an older program a newer log would
+    /// look like nothing but damage. Whatever else is wrong with one file is not.
     pub fn new(disk: &dyn Disk, dir: &Path, stream: Stream, spare_bytes: u64) -> Result<Self, LogError> {
         let mut entries = disk.list(dir).map_err(|e| LogError::io("listing", dir, &e))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -111,7 +113,10 @@ impl Survey {
             }
             match (entry.kind, base, parse_spare_name(&entry.name)) {
                 (EntryKind::File, Some(base), _) => match look_at(disk, &path, base, stream) {
-                    Ok(look) => named.push(look),
+                    Ok(look) => match look.foreign_version {
+                        Some(version) => return Err(LogError::Foreign { path, version }),
+                        None => named.push(look),
+                    },
                     Err(e) if is_shortage(&e) => return Err(LogError::io("opening", &path, &e)),
                     Err(e) => {
                         survey.unreadable.push(base);
@@ -273,6 +278,8 @@ struct Look {
     name_base: u64,
     /// The header is one.
     known: bool,
+    /// The header is one of another format version.
+    foreign_version: Option<char>,
 }
 
 impl Look {
@@ -301,6 +308,7 @@ fn look_at(disk: &dyn Disk, path: &Path, name_base: u64, stream: Stream) -> io::
     let mut window = Window::new(Arc::from(file), len, 2 * COPY_B);
     let bytes = window.get(0, 2 * COPY_B)?;
     let header = decode_header(bytes, name_base);
+    let foreign_version = foreign_version(bytes);
     let a_holds = decode_header(&bytes[..bytes.len().min(COPY_B)], name_base).is_some();
     let b_holds = bytes.get(COPY_B..).is_some_and(|copy| decode_header(copy, name_base).is_some());
     let damaged_header = match (a_holds, b_holds) {
@@ -312,7 +320,7 @@ fn look_at(disk: &dyn Disk, path: &Path, name_base: u64, stream: Stream) -> io::
         SegmentHeader { stream, base: name_base, salt: 0, size: len, created_micros: 0, durable: 0 };
     let found =
         Found { path: path.to_owned(), header: header.unwrap_or(made_up), len, allocated, damaged_header };
-    Ok(Look { found, name_base, known: header.is_some() })
+    Ok(Look { found, name_base, known: header.is_some(), foreign_version })
 }
 
 fn spare_at(disk: &dyn Disk, path: &Path) -> io::Result<FoundFile> {

@@ -109,22 +109,27 @@ fn what_is_refused_is_not_archived_and_the_commands_show_their_token() {
     let send = ["send", path(&events), "--url", &daemon.url()];
     let status = ["status", "--url", &daemon.url()];
 
-    for arguments in [&send[..], &status] {
+    let copy = keys.file("copy");
+    let failures = ["failures", "list", "--url", &daemon.url()];
+    let snapshot = ["snapshot", path(&copy), "--url", &daemon.url()];
+    for arguments in [&send[..], &status, &failures, &snapshot] {
         let refused = run(arguments);
         assert_eq!(refused.status.code(), Some(1), "{}", words(&refused));
-        assert!(words(&refused).contains("401") && words(&refused).contains("token"), "{}", words(&refused));
+        let said = words(&refused);
+        assert!(said.contains("answered 401: ") && said.contains("--token-file"), "{said}");
     }
     let with_file = |arguments: &[&str], scope: &str| {
         let file = keys.file(scope);
         run(&[arguments, &["--token-file", path(&file)]].concat())
     };
     let refused = with_file(&send, "read");
-    assert!(words(&refused).contains("403"), "{}", words(&refused));
+    let said = words(&refused);
+    assert!(said.contains("answered 403: ") && said.contains("--token-file"), "{said}");
     let sent = with_file(&send, "ingest");
     assert_eq!(sent.status.code(), Some(0), "{}", words(&sent));
     let shown = eventflow(&status).env("EVENTFLOW_TOKEN", keys.token("read")).output().expect("it runs");
     assert_eq!(shown.status.code(), Some(0), "{}", words(&shown));
-    let listed = with_file(&["failures", "list", "--url", &daemon.url()], "read");
+    let listed = with_file(&failures, "read");
     assert_eq!(listed.status.code(), Some(0), "{}", words(&listed));
     let said = daemon.said();
     for scope in ["ingest", "read", "admin"] {

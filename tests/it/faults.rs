@@ -1,7 +1,7 @@
 //! What goes wrong around a daemon, and the one clear answer it gives to each.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -61,6 +61,34 @@ fn a_second_daemon_on_the_same_data_is_refused_with_code_3_also_without_the_lock
     assert_fails(&second(), 3, &[text(dir.path())]);
     accepted(&mut daemon.client(), "1", "the first one works on");
     assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_log_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let dir = folder();
+    let daemon = Daemon::start(dir.path(), TINY);
+    accepted(&mut daemon.client(), "1", "from tomorrow");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let wal = dir.path().join("wal");
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "seg");
+    let segments: Vec<PathBuf> = files_below(&wal).into_iter().filter(is_segment).collect();
+    assert!(!segments.is_empty());
+    for path in &segments {
+        let mut bytes = std::fs::read(path).expect("readable");
+        for copy in [0, 512] {
+            bytes[copy + 7] = b'2'; // of `EVFLSEG1`
+        }
+        std::fs::write(path, bytes).expect("writable");
+    }
+    let before: Vec<Vec<u8>> = segments.iter().map(|path| std::fs::read(path).expect("readable")).collect();
+    let version = ["version 2", "start the version that wrote it"];
+    assert_fails(&serve(&["--data-dir", text(dir.path()), "--listen", "127.0.0.1:0"]), 1, &version);
+    assert_fails(&run(&["wal", "verify", "--data-dir", text(dir.path())]), 1, &version);
+    let after: Vec<Vec<u8>> = segments.iter().map(|path| std::fs::read(path).expect("readable")).collect();
+    assert!(before == after, "the log was touched");
+    assert!(
+        !dir.path().join("quarantine").exists() || files_below(&dir.path().join("quarantine")).is_empty()
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::super::Exit;
-use super::super::client::{UrlArgs, unreachable};
+use super::super::client::{UrlArgs, refusal, unreachable};
 use super::{Failure, FilterArgs, Page, Shown, Table};
 use crate::queue::{Redrive, Selection};
 
@@ -41,13 +41,11 @@ fn answer(
     Ok((status, body.map_err(|error| unreachable(url, &error))?))
 }
 
-/// What an answer that is no success means to the user.
-fn refusal(url: &str, status: u16, text: &str) -> Failure {
-    let problem: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
-    let sentence = problem["detail"].as_str().unwrap_or(text.trim());
+/// The failure behind an answer that is no success.
+fn refused(url: &str, status: u16, text: &str) -> Failure {
     // What the client sent was wrong: it came from the command line.
     let exit = if status == 400 { Exit::Usage } else { Exit::Failed };
-    Failure::new(exit, format_args!("{url} answered {status}: {sentence}"))
+    Failure::new(exit, refusal(url, status, text.as_bytes()))
 }
 
 fn read<T>(
@@ -56,7 +54,7 @@ fn read<T>(
     parse: impl FnOnce(&str) -> serde_json::Result<T>,
 ) -> Result<T, Failure> {
     if status != 200 {
-        return Err(refusal(url, status, &text));
+        return Err(refused(url, status, &text));
     }
     parse(&text).map_err(|error| {
         Failure::failed(format_args!("{url} gave an unknown answer ({error}); is that an eventflow daemon?"))

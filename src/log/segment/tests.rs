@@ -53,6 +53,26 @@ fn one_flipped_bit_or_one_lost_sector_costs_nothing() {
 }
 
 #[test]
+fn another_version_is_told_from_damage() {
+    let mut newer = block(&HEADER);
+    assert_eq!(foreign_version(&newer), None, "our own is not foreign");
+    newer[7] = b'2';
+    assert_eq!(foreign_version(&newer), None, "one copy alone is damage");
+    newer[COPY_B + 7] = b'2';
+    assert_eq!((foreign_version(&newer), decode_header(&newer, 42)), (Some('2'), None));
+    for (at, what) in
+        [(0, "another kind of file"), (9, "a checksum that fails"), (20, "a field that changed")]
+    {
+        let mut bytes = newer.clone();
+        bytes[at] ^= 1;
+        assert_eq!(foreign_version(&bytes), None, "{what}");
+    }
+    newer[COPY_B + 7] = b'3';
+    assert_eq!(foreign_version(&newer), None, "two copies that disagree");
+    assert_eq!(foreign_version(&newer[..COPY_B]), None, "a file cut behind its first copy");
+}
+
+#[test]
 fn two_damaged_copies_are_no_header() {
     for bit in 0..COPY.len() * 8 {
         let mut bytes = block(&HEADER);
