@@ -15,7 +15,7 @@ use ureq::middleware::MiddlewareNext;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{SendBody, http::Request};
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, unix};
 
 /// The environment variable that holds a token.
 const TOKEN_VARIABLE: &str = "EVENTFLOW_TOKEN";
@@ -60,7 +60,13 @@ impl AccessArgs {
             .timeout_recv_body(Some(answer_within))
             .tls_config(if url.starts_with("https:") { self.tls()? } else { TlsConfig::default() })
             .middleware(with_token);
-        Ok(config.build().into())
+        Ok(match unix::socket_of(url) {
+            Some(path) => {
+                let socket = || unix::Socket(path.to_owned());
+                ureq::Agent::with_parts(config.build(), socket(), socket())
+            }
+            None => config.build().into(),
+        })
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, Failure> {

@@ -10,12 +10,12 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::access::AccessArgs;
-use super::{Exit, Failure, count, print};
+use super::{Exit, Failure, count, print, unix};
 
 /// Where the daemon is.
 #[derive(Debug, Args)]
 pub(super) struct UrlArgs {
-    /// The daemon's address
+    /// The daemon's address: http://HOST:PORT, https://…, or unix:PATH
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     pub(super) url: String,
     #[command(flatten)]
@@ -25,6 +25,9 @@ pub(super) struct UrlArgs {
 impl UrlArgs {
     /// The address of `path` on the daemon.
     pub(super) fn at(&self, path: &str) -> String {
+        if unix::socket_of(&self.url).is_some() {
+            return format!("http://localhost{path}"); // the host is for the `Host` field alone
+        }
         let base = self.url.trim_end_matches('/');
         let scheme = if base.contains("://") { "" } else { "http://" };
         format!("{scheme}{base}{path}")

@@ -14,6 +14,7 @@ mod send;
 mod snapshot;
 mod token;
 mod top;
+mod unix;
 
 use std::fmt;
 use std::io::{self, Write};

@@ -236,5 +236,13 @@ fn with_a_listener_for_operators_the_other_one_takes_events_and_nothing_else() {
     let event = "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n2";
     assert!(over_unix(&socket, event).contains("\"accepted\":1"));
     assert!(ask("GET /v1/status").contains("\"next_offset\":2"));
+    for command in [&["status"][..], &["failures", "list"], &["top", "--count", "1"]] {
+        let done = run(&[command, &["--url", &listen]].concat());
+        assert_eq!(done.status.code(), Some(0), "{command:?}: {}", words(&done));
+    }
+    let nowhere = format!("{listen}-of-nobody");
+    let refused = run(&["status", "--url", &nowhere]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(words(&refused).contains(nowhere.trim_start_matches("unix:")), "{}", words(&refused));
     assert_eq!(daemon.terminate().code(), Some(0));
 }

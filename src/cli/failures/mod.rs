@@ -73,7 +73,7 @@ pub(super) enum FailuresVerb {
 /// Where the table is.
 #[derive(Debug, Args)]
 struct WhereArgs {
-    /// The address of a running daemon [default: http://127.0.0.1:8080]
+    /// The address of a running daemon: http://HOST:PORT, https://… or unix:PATH [default: http://127.0.0.1:8080]
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "data_dir"])]
     url: Option<String>,
     #[command(flatten)]
