@@ -49,7 +49,7 @@ use crate::log::{LogError, Report};
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
-use crate::worker::{Availability, Worker};
+use crate::worker::{self, Availability, Worker};
 
 pub use builder::{Builder, OpenSink, Running};
 pub use lock::Lock;
@@ -374,6 +374,7 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
         kind: sink.kind.name(),
         starts_paused: sink.paused,
         parks: !sink.kind.keeps_order(),
+        order: worker::order(sink),
     });
     // Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
     let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());

@@ -156,7 +156,6 @@ impl Known {
         let mut asked: BTreeMap<String, Asked> = BTreeMap::new();
         for key in settings.asked() {
             let known = asked.entry(key.name.clone()).or_insert_with(|| key.clone());
-            known.supported |= key.supported;
             if known.range.is_empty() {
                 known.range.clone_from(&key.range);
             }

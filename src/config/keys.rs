@@ -255,6 +255,12 @@ const SINK: &[Key] = &[
         "retry.exhausted",
         "Given up, an event is kept in the failure table (`record`), or counted, logged and gone (`drop`).",
     ),
+    key(
+        "order_by",
+        "Events that have this attribute in common go one after another, in order, also when one is retried; others do \
+         not wait. Sinks that keep order do so for all.",
+    )
+    .unset("none", "\"partitionkey\""),
     key("filter.type", "Only events whose `type` matches.")
         .range("a glob")
         .unset("all", "\"com.example.order.*\""),

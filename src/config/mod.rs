@@ -228,10 +228,38 @@ pub struct SinkConfig {
     pub retry: Retry,
     /// Which events it gets.
     pub filter: Filter,
+    /// Events that have this attribute in common are delivered one after another, in the order of their
+    /// offsets. Changes nothing where the sink keeps all of them in order.
+    pub order_by: Option<OrderBy>,
     /// First wait after the target was unavailable.
     pub backoff_initial: Duration,
     /// Longest wait after the target was unavailable.
     pub backoff_max: Duration,
+}
+
+/// `sink.order_by`: what events have in common that wait for one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderBy {
+    /// Their `partitionkey`.
+    PartitionKey,
+    /// Their `subject`.
+    Subject,
+    /// Their `source`.
+    Source,
+}
+
+impl OrderBy {
+    /// All there are.
+    pub const ALL: [OrderBy; 3] = [OrderBy::PartitionKey, OrderBy::Subject, OrderBy::Source];
+
+    /// The attribute's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            OrderBy::PartitionKey => "partitionkey",
+            OrderBy::Subject => "subject",
+            OrderBy::Source => "source",
+        }
+    }
 }
 
 /// `sink.retry`

@@ -132,6 +132,9 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     text(o, "retry.initial", &show_duration(sink.retry.initial));
     text(o, "retry.max", &show_duration(sink.retry.max));
     text(o, "retry.exhausted", if sink.retry.exhausted == Exhausted::Drop { "drop" } else { "record" });
+    if let Some(by) = sink.order_by {
+        text(o, "order_by", by.name());
+    }
     let filter = &sink.filter;
     for (key, pattern) in
         [("type", &filter.event_type), ("source", &filter.source), ("subject", &filter.subject)]

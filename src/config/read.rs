@@ -10,8 +10,8 @@ use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
     Compress, Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode,
-    Pattern, Retry, Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook, tls,
-    webhook,
+    OrderBy, Pattern, Retry, Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook,
+    tls, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -309,7 +309,6 @@ fn sink(s: &mut Section) -> Option<SinkConfig> {
     let kinds = ["json_file", "webhook", "exec", "stdout"];
     let kind = s.choice("type", &kinds.map(|kind| (kind, kind)));
     // Every kind's keys are known to every sink, so that a key of another kind is not called unknown.
-    s.unsupported("order_by", "");
     let archive = ARCHIVE_KEYS;
     if kind.is_some_and(|kind| kind != "json_file") {
         s.only_for("json_file", &archive);
@@ -429,6 +428,7 @@ fn common(s: &mut Section, name: String, kind: SinkKind) -> SinkConfig {
         workers,
         retry,
         filter: filter(s),
+        order_by: s.choice("order_by", &OrderBy::ALL.map(|by| (by.name(), by))),
         backoff_initial,
         backoff_max: backoff_max.unwrap_or((30 * SECOND).max(backoff_initial)),
     }

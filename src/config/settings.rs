@@ -43,8 +43,6 @@ pub(super) struct Asked {
     pub(super) name: String,
     /// What it may be, as the code checks it; empty where that takes words.
     pub(super) range: String,
-    /// Whether this version has it.
-    pub(super) supported: bool,
 }
 
 /// The keys of one table.
@@ -368,9 +366,9 @@ impl Section {
     /// Notes that a key was asked for, and what it may be.
     fn note(&mut self, key: &'static str, range: String) {
         match self.asked.iter_mut().find(|asked| asked.name == key) {
-            Some(asked) if range.is_empty() => asked.supported = true,
-            Some(asked) => asked.range = range,
-            None => self.asked.push(Asked { name: key.to_owned(), range, supported: true }),
+            Some(asked) if !range.is_empty() => asked.range = range,
+            Some(_) => {}
+            None => self.asked.push(Asked { name: key.to_owned(), range }),
         }
     }
 
@@ -569,18 +567,6 @@ impl Section {
             && !matches!(setting.raw, Raw::Other("a table"))
         {
             self.wrong(key, &setting, "it must be a table");
-        }
-    }
-
-    /// A key of the documented configuration that this version does not have yet: nothing but
-    /// `harmless` may be set, because anything else would be silently ignored.
-    pub(super) fn unsupported(&mut self, key: &'static str, harmless: &str) {
-        let setting = self.take(key);
-        self.asked.iter_mut().filter(|asked| asked.name == key).for_each(|asked| asked.supported = false);
-        let Some(setting) = setting else { return };
-        if setting.raw.to_string().trim_matches('"') != harmless {
-            let (origin, raw, key) = (&setting.origin, &setting.raw, self.dotted(key));
-            self.mistakes.push(format!("{origin}: `{key}` = {raw} is not supported by this version yet"));
         }
     }
 

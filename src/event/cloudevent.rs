@@ -517,6 +517,8 @@ pub struct Attributes<'a> {
     pub time: Option<Cow<'a, str>>,
     /// `datacontenttype`.
     pub datacontenttype: Option<Cow<'a, str>>,
+    /// `partitionkey`, of the CloudEvents extension "Partitioning".
+    pub partitionkey: Option<Cow<'a, str>>,
 }
 
 impl<'a> Attributes<'a> {
@@ -535,6 +537,7 @@ impl<'a> Attributes<'a> {
                 "subject" => found.subject = value(),
                 "time" => found.time = value(),
                 "datacontenttype" => found.datacontenttype = value(),
+                "partitionkey" => found.partitionkey = value(),
                 _ => {}
             }
         }

@@ -185,7 +185,13 @@ async fn start_recovering(change: impl FnOnce(&mut config::Http)) -> Running {
     let listener = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap();
     let address = listener.addresses().next().unwrap();
     let app = App::new(Handle::current());
-    let sink = SinkInfo { name: "archive".into(), kind: "json_file", starts_paused: false, parks: false };
+    let sink = SinkInfo {
+        name: "archive".into(),
+        kind: "json_file",
+        starts_paused: false,
+        parks: false,
+        order: None,
+    };
     let queue = Arc::new(Memory { sinks: vec![sink], ..Memory::default() });
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, app.clone(), limits, async {

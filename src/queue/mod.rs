@@ -88,8 +88,33 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SinkId(pub u16);
 
+/// Tells of an event's text which others it has to wait for: those with the same key. Nothing where it
+/// waits for none. Two keys may share a number; events then wait that need not.
+#[derive(Clone)]
+pub struct KeyOf(Arc<TellKey>);
+
+type TellKey = dyn Fn(&[u8]) -> Option<u64> + Send + Sync;
+
+impl KeyOf {
+    /// Keys as this function tells them.
+    pub fn new(tell: impl Fn(&[u8]) -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// The key of the event with this text.
+    pub fn key(&self, json: &[u8]) -> Option<u64> {
+        (self.0)(json)
+    }
+}
+
+impl std::fmt::Debug for KeyOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyOf")
+    }
+}
+
 /// A configured sink, as far as the queue cares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SinkInfo {
     /// Its configured name; checkpoints are kept under it.
     pub name: String,
@@ -100,6 +125,8 @@ pub struct SinkInfo {
     /// Whether single events of it may go to the failure table. One that needs every event in order
     /// never parks any, and so a full table never holds it up.
     pub parks: bool,
+    /// Events of one key are handed out one after another, in the order of their offsets. Only where it parks.
+    pub order: Option<KeyOf>,
 }
 
 /// Bounds of one claim.

@@ -1,9 +1,11 @@
-//! Which events of a claim a sink gets. Pure.
+//! Which events of a claim a sink gets, and which of them wait for one another. Pure.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use crate::config::Filter;
+use crate::config::{Filter, OrderBy, SinkConfig};
 use crate::event::Attributes;
+use crate::queue::KeyOf;
 use crate::sink::Batch;
 
 /// The part of a batch that a filter lets through.
@@ -14,6 +16,22 @@ pub(super) struct Selected {
     pub positions: Vec<usize>,
 }
 
+/// The order in which a sink wants its events, if it wants one: their key is the attribute that it names. An
+/// event without it, and one that the filter keeps back, waits for none.
+pub fn order(sink: &SinkConfig) -> Option<KeyOf> {
+    let by = sink.order_by.filter(|_| !sink.kind.keeps_order())?;
+    let (filter, hashes) = (sink.filter.clone(), RandomState::new());
+    Some(KeyOf::new(move |json| {
+        let event = Attributes::of(json).filter(|event| matches(&filter, event))?;
+        let key = match by {
+            OrderBy::PartitionKey => event.partitionkey?,
+            OrderBy::Subject => event.subject?,
+            OrderBy::Source => event.source,
+        };
+        Some(hashes.hash_one(&*key))
+    }))
+}
+
 /// What of `batch` passes `filter`; `None` when everything does.
 pub(super) fn select(filter: &Filter, batch: &Batch) -> Option<Selected> {
     if filter.is_open() {
@@ -22,7 +40,9 @@ pub(super) fn select(filter: &Filter, batch: &Batch) -> Option<Selected> {
     let mut positions = Vec::new();
     let mut voids = batch.voids.clone();
     for (at, event) in batch.events.iter().enumerate() {
-        if matches(filter, event.json) {
+        // Everything in the log was read as an event once; should this one not be, it is not for a filter to
+        // lose it.
+        if Attributes::of(event.json).is_none_or(|event| matches(filter, &event)) {
             positions.push(at);
         } else {
             voids.push(event.offset..event.offset + 1);
@@ -35,10 +55,7 @@ pub(super) fn select(filter: &Filter, batch: &Batch) -> Option<Selected> {
     Some(Selected { batch: Batch { events, voids: merged(voids) }, positions })
 }
 
-fn matches(filter: &Filter, json: &[u8]) -> bool {
-    // Everything in the log was read as an event once; should this one not be, it is not for a filter to
-    // lose it.
-    let Some(event) = Attributes::of(json) else { return true };
+fn matches(filter: &Filter, event: &Attributes<'_>) -> bool {
     let subject = event.subject.as_deref();
     filter.event_type.as_ref().is_none_or(|glob| glob.is_match(&event.event_type))
         && filter.source.as_ref().is_none_or(|glob| glob.is_match(&event.source))
@@ -78,7 +95,7 @@ mod tests {
 
     #[test]
     fn every_pattern_that_is_there_must_match() {
-        let passes = |filter: &Filter, json: &str| matches(filter, json.as_bytes());
+        let passes = |filter: &Filter, json: &str| matches(filter, &Attributes::of(json.as_bytes()).unwrap());
         let order = event("shop.order.new", "/shop/a", Some("o1"));
         assert!(passes(&filter(Some("shop.order.*"), Some("/shop/*"), Some("o?")), &order));
         assert!(!passes(&filter(Some("shop.order.*"), Some("/bank/*"), None), &order));
@@ -88,6 +105,27 @@ mod tests {
         assert!(passes(&filter(None, None, None), &bare));
         // Escapes in the text are the sender's spelling, not the name.
         assert!(passes(&filter(Some("a/b"), None, None), &event(r"a\/b", "/s", None)));
+    }
+
+    #[test]
+    fn events_wait_for_those_with_the_same_attribute_that_pass_the_filter() {
+        let mut sink = SinkConfig::embedded("a");
+        assert!(order(&sink).is_none());
+        sink.filter = filter(Some("x"), None, None);
+        let key = |by: OrderBy, json: &str| {
+            order(&SinkConfig { order_by: Some(by), ..sink.clone() }).unwrap().key(json.as_bytes()).is_some()
+        };
+        let whole = event("x", "/s", Some("o1"));
+        assert!(key(OrderBy::Subject, &whole) && key(OrderBy::Source, &whole));
+        assert!(!key(OrderBy::PartitionKey, &whole), "it has none");
+        assert!(key(OrderBy::PartitionKey, &whole.replace(r#""subject""#, r#""partitionkey""#)));
+        assert!(!key(OrderBy::Source, &event("y", "/s", None)), "it is kept back");
+        assert!(!key(OrderBy::Subject, &event("x", "/s", None)));
+        let of = order(&SinkConfig { order_by: Some(OrderBy::Subject), ..sink.clone() }).unwrap();
+        let of = |json: &str| of.key(json.as_bytes());
+        assert_eq!(of(&whole), of(&event("x", "/other", Some("o1"))));
+        assert_eq!(of(&whole), of(&whole.replace("o1", r"o\u0031")), "the spelling is the sender's");
+        assert_ne!(of(&whole), of(&event("x", "/s", Some("o2"))));
     }
 
     #[test]

@@ -50,6 +50,7 @@ use crate::sink::{Batch, Outcome, Outcomes, Sink, Unavailable};
 use attempt::{Fenced, Tried};
 pub use availability::Availability;
 pub use deliveries::{Delivered, Deliveries};
+pub use filter::order;
 pub use replay::{Failed, Replayed, Replayer};
 
 /// What a worker is made of.

@@ -75,8 +75,13 @@ fn row(sink: u16, offset: u64, state: RowState) -> FailureRow {
 /// A server with two sinks and rows 0, 2, 4, … of each; every third one is dead.
 async fn start_with(rows: u64) -> Running {
     let running = start_recovering(|_| {}).await;
-    let info =
-        |name: &str| SinkInfo { name: name.into(), kind: "webhook", starts_paused: false, parks: true };
+    let info = |name: &str| SinkInfo {
+        name: name.into(),
+        kind: "webhook",
+        starts_paused: false,
+        parks: true,
+        order: None,
+    };
     let queue = Arc::new(Memory { sinks: vec![info("orders"), info("audit")], ..Memory::default() });
     let state = |n: u64| if n.is_multiple_of(3) { RowState::Dead } else { RowState::Retrying };
     let all = (0..2).flat_map(|sink| (0..rows).map(move |n| row(sink, n * 2, state(n))));

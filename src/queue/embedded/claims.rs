@@ -6,7 +6,7 @@
 //! never waits for the disk.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,16 +17,21 @@ use crate::queue::{Claim, ClaimLimit, ClaimOwner, Origin, QueueError, Resolution
 use crate::sink::{Batch, MAX_TOKEN_BYTES};
 
 use super::failures::{self, Found};
+use super::order::Turn;
 use super::ranges::RangeSet;
 use super::rows::record_cost;
-use super::settle::{self, Claimed, Entry, ROW_OVERHEAD_BYTES, Settling, Sorted};
-use super::state::{Shared, State};
+use super::settle::{self, Claimed, Entry, ROW_OVERHEAD_BYTES, Settling, Sorted, Standing};
+use super::state::{Shared, SinkProgress, State};
 use super::{EmbeddedQueue, read_failed};
 
 /// Longest sleep until a row is due: a clock that was set is noticed within it.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// Records that wait for the failure table; above it nothing is claimed that might bring more.
 const MAX_SETTLING_BYTES: u64 = 8 << 20;
+/// How an event stands that waits behind another of its key: due as soon as it is the first.
+const FOLLOWER: Standing = Standing { is_dead: false, attempts: 0, due_at: 0 };
+const WAITS_FOR_ITS_KEY: &str =
+    "it waits for an earlier event of its key (`order_by`), which is being retried";
 
 impl EmbeddedQueue {
     /// Claims what is there now, without waiting. Reading blocks.
@@ -89,7 +94,7 @@ impl Shared {
         if progress.paused || !self.is_ready() {
             return Some(Wait { beyond: None, due_in: None });
         }
-        let is_held_up = progress.window.is_full() || progress.is_crowded;
+        let is_held_up = progress.window.is_full() || progress.is_crowded || progress.order.is_stuck();
         let due_at = progress.rows.next_due().filter(|_| self.infos[index].parks);
         let due_in = |at: i64| Duration::from_micros(at.saturating_sub(now).max(0) as u64).min(MAX_SLEEP);
         Some(Wait { beyond: (!is_held_up).then(|| progress.window.next()), due_in: due_at.map(due_in) })
@@ -146,9 +151,15 @@ impl Shared {
         limit: ClaimLimit,
     ) -> Result<Option<Claim>, QueueError> {
         let index = usize::from(sink.0);
+        // Where there is an order, whoever claims first also sorts first; see `order`.
+        let order = self.infos.get(index).and_then(|info| info.order.as_ref());
+        let _turn = order.map(|_| self.turns[index].lock().unwrap_or_else(PoisonError::into_inner));
         let durable_end = self.log.durable_end();
         let (range, limit, reserved, reader) = {
             let mut state = self.state();
+            if let Some(SinkProgress { order, window, .. }) = state.sinks.get_mut(index) {
+                order.begin_turn(window);
+            }
             let Some((limit, reserved)) = self.reserve(&mut state, index, limit) else { return Ok(None) };
             let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
             let range = match progress.paused {
@@ -161,11 +172,20 @@ impl Shared {
         };
         let mut reader = reader.unwrap_or_else(|| self.log.reader(range.start));
         let read = read(&mut reader, &range, limit);
+        let keys = match (&read, order) {
+            (Ok((batch, ..)), Some(of)) => batch.events.iter().map(|event| of.key(event.json)).collect(),
+            _ => Vec::new(),
+        };
         let mut state = self.state();
         let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
         progress.reserved = progress.reserved.saturating_sub(reserved);
         let claimed = match read {
             Ok((batch, end, chunk)) => {
+                let (batch, end) = match order {
+                    Some(_) => self.sort(&mut state, index, batch, &keys, range.start..end),
+                    None => (batch, end),
+                };
+                let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
                 // What did not fit into the batch was never handed out.
                 let given_back = end >= range.end || progress.window.give_back(end..range.end);
                 debug_assert!(given_back, "the range was claimed above");
@@ -173,7 +193,10 @@ impl Shared {
                 progress.reader = Some(reader);
                 self.note(&mut state, &chunk);
                 let owner: Arc<dyn ClaimOwner> = self.clone();
-                Ok(Some(Claim::new(owner, sink, Origin::Log(range.start..end), batch, Vec::new())))
+                // With an order, all of them may have to wait.
+                let is_empty = order.is_some() && batch.events.is_empty() && batch.voids.is_empty();
+                let claim = || Claim::new(owner, sink, Origin::Log(range.start..end), batch, Vec::new());
+                Ok((!is_empty).then(claim))
             }
             Err(error) => {
                 let given_back = progress.window.give_back(range.clone());
@@ -185,6 +208,92 @@ impl Shared {
         // Another worker of this sink may have found nothing because of the part that went back.
         self.claimable.notify_waiters();
         claimed
+    }
+
+    /// Sorts the events of a claimed range by whose turn it is. Returns what is handed out, and where it
+    /// ends; what is held stays claimed, and what is behind a row gets one.
+    fn sort(
+        &self,
+        state: &mut State,
+        sink: usize,
+        batch: Batch,
+        keys: &[Option<u64>],
+        range: Range<u64>,
+    ) -> (Batch, u64) {
+        let now = (self.clock)();
+        let Some(SinkProgress { order, rows, .. }) = state.sinks.get_mut(sink) else {
+            return (batch, range.end);
+        };
+        let (mut going, mut entries) = (Vec::new(), Vec::new());
+        let (mut parked, mut end) = (RangeSet::default(), range.end);
+        for (at, (event, key)) in batch.events.iter().zip(keys).enumerate() {
+            let Some(key) = *key else {
+                going.push(at);
+                continue;
+            };
+            let mut turn = order.turn(event.offset, key, rows);
+            if turn == Turn::Park {
+                match self.park(sink, &event, FOLLOWER, WAITS_FOR_ITS_KEY, now, Some(key)) {
+                    Some(entry) => {
+                        order.park(key);
+                        entries.push(entry);
+                        parked.insert(event.offset..event.offset + 1);
+                    }
+                    None if order.hold(event.offset, key) => {}
+                    None => turn = Turn::Stop,
+                }
+            }
+            match turn {
+                Turn::Go => going.push(at),
+                Turn::Hold | Turn::Park => {}
+                Turn::Stop => {
+                    end = event.offset;
+                    break;
+                }
+            }
+        }
+        if end == range.start {
+            order.stick();
+        }
+        let voids: RangeSet = batch.voids.iter().cloned().collect();
+        let voids = voids.within(range.start..end).collect();
+        if !entries.is_empty() {
+            let claimed = Claimed { owned: parked, ..Claimed::default() };
+            self.push_settling(state, Settling { sink, claimed: Some(claimed), entries, keys: Vec::new() });
+        }
+        (Batch { events: batch.events.part(going), voids }, end)
+    }
+
+    /// The record that parks an event; `None` where the table can hold no such row.
+    fn park(
+        &self,
+        sink: usize,
+        event: &StoredEvent<'_>,
+        standing: Standing,
+        reason: &str,
+        now: Micros,
+        key: Option<u64>,
+    ) -> Option<Entry> {
+        let info = &self.infos[sink];
+        let entry = settle::park(&info.name, event, standing, reason, now, key).ok()?;
+        let fits = record_cost(entry.record.len() as u64) <= self.failures.max_frame_bytes();
+        (info.parks && fits).then_some(entry)
+    }
+
+    /// The offsets a claim from the log answers for: all of them, but where others of its range wait
+    /// for their turn.
+    fn owned(&self, sink: usize, range: &Range<u64>, batch: &Batch) -> RangeSet {
+        if self.infos.get(sink).is_none_or(|info| info.order.is_none()) {
+            return std::iter::once(range.clone()).collect();
+        }
+        let events = batch.events.iter().map(|event| event.offset..event.offset + 1);
+        events.chain(batch.voids.iter().cloned()).collect()
+    }
+
+    /// The keys of a claim's events.
+    fn keys_of(&self, sink: usize, batch: &Batch) -> Vec<u64> {
+        let Some(of) = self.infos.get(sink).and_then(|info| info.order.as_ref()) else { return Vec::new() };
+        batch.events.iter().filter_map(|event| of.key(event.json)).collect()
     }
 
     /// The limit of a claim whose events could all be parked, and the room they may take; `None`
@@ -239,30 +348,33 @@ impl Shared {
         &self,
         state: &mut State,
         sink: usize,
-        range: Range<u64>,
+        owned: RangeSet,
         sorted: Sorted<'_>,
         token: Option<Vec<u8>>,
+        keys: Vec<u64>,
     ) {
-        let info = &self.infos[sink];
         let now = (self.clock)();
-        let mut claimed = Claimed { range, tally: sorted.tally(), returned: sorted.returned, token };
+        let mut claimed = Claimed { owned, tally: sorted.tally(), returned: sorted.returned, token };
         let mut entries = Vec::new();
-        let limit = self.failures.max_frame_bytes();
+        let order = self.infos[sink].order.as_ref();
+        let Some(progress) = state.sinks.get_mut(sink) else { return };
         for (event, standing, reason) in &sorted.rows {
-            match settle::park(&info.name, event, *standing, reason, now) {
-                Ok(entry) if info.parks && record_cost(entry.record.len() as u64) <= limit => {
-                    entries.push(entry)
+            let key = order.and_then(|of| of.key(event.json));
+            match self.park(sink, event, *standing, reason, now, key) {
+                Some(entry) => {
+                    key.into_iter().for_each(|key| progress.order.park(key));
+                    entries.push(entry);
                 }
-                _ => claimed.returned.push(event.offset),
+                None => claimed.returned.push(event.offset),
             }
         }
         claimed.returned.sort_unstable();
         if entries.is_empty() {
-            let Some(progress) = state.sinks.get_mut(sink) else { return };
             claimed.apply(progress);
+            progress.order.settle(keys);
             self.changed(state, sink);
         } else {
-            self.push_settling(state, Settling { sink, claimed: Some(claimed), entries });
+            self.push_settling(state, Settling { sink, claimed: Some(claimed), entries, keys });
         }
     }
 
@@ -290,7 +402,7 @@ impl Shared {
         let most = (self.failures.max_frame_bytes() / 2 / record_cost(ROW_OVERHEAD_BYTES)).max(1) as usize;
         while !entries.is_empty() {
             let rest = entries.split_off(most.min(entries.len()));
-            self.push_settling(state, Settling { sink, claimed: None, entries });
+            self.push_settling(state, Settling { sink, claimed: None, entries, keys: Vec::new() });
             entries = rest;
         }
     }
@@ -306,6 +418,7 @@ impl ClaimOwner for Shared {
         }
         let index = usize::from(sink.0);
         let sorted = Sorted::new(batch, &fates);
+        let keys = self.keys_of(index, batch);
         let mut state = self.state();
         let Some(progress) = state.sinks.get_mut(index) else { return };
         progress.backing_off = None;
@@ -315,7 +428,8 @@ impl ClaimOwner for Shared {
         match origin {
             Origin::Log(range) => {
                 progress.reserved = progress.reserved.saturating_sub(self.cost_of(index, batch));
-                self.resolve_log(&mut state, index, range.clone(), sorted, token);
+                let owned = self.owned(index, range, batch);
+                self.resolve_log(&mut state, index, owned, sorted, token, keys);
             }
             Origin::FailureTable => self.resolve_rows(&mut state, index, sorted),
         }
@@ -327,11 +441,15 @@ impl ClaimOwner for Shared {
         let index = usize::from(sink.0);
         match origin {
             Origin::Log(range) => {
+                let (owned, keys) = (self.owned(index, range, batch), self.keys_of(index, batch));
                 let mut state = self.state();
                 if let Some(progress) = state.sinks.get_mut(index) {
                     progress.reserved = progress.reserved.saturating_sub(self.cost_of(index, batch));
-                    let given_back = progress.window.give_back(range.clone());
-                    debug_assert!(given_back, "a claim is settled once");
+                    for range in owned.iter() {
+                        let given_back = progress.window.give_back(range);
+                        debug_assert!(given_back, "a claim is settled once");
+                    }
+                    progress.order.settle(keys);
                 }
                 drop(state);
                 self.claimable.notify_waiters();

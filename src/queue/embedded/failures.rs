@@ -196,6 +196,32 @@ pub(super) fn read_held(shared: &Shared, sink: usize, offsets: &[u64]) -> Result
     Ok(found)
 }
 
+/// Gives rows that will be tried again their place in the order of their sink. A row does not keep its key: what it
+/// is follows from the event and the configuration of today. Once, at the opening.
+pub(super) fn link_rows(shared: &Shared) -> Result<(), QueueError> {
+    for (sink, info) in shared.infos.iter().enumerate() {
+        let Some(order) = &info.order else { continue };
+        let mut after = None;
+        loop {
+            let part: Vec<u64> = {
+                let state = shared.state();
+                let Some(progress) = state.sinks.get(sink) else { break };
+                let live = progress.rows.after(after).filter(|(_, row)| !row.is_dead);
+                live.map(|(offset, _)| offset).take(MAX_PAGE_ROWS).collect()
+            };
+            let Some(last) = part.last() else { break };
+            after = Some(*last);
+            let found = read_held(shared, sink, &part)?;
+            let keys: Vec<_> =
+                found.iter().filter_map(|found| Some((found.offset, order.key(&found.text)?))).collect();
+            let mut state = shared.state();
+            let Some(progress) = state.sinks.get_mut(sink) else { break };
+            keys.into_iter().for_each(|(offset, key)| progress.rows.link(offset, key));
+        }
+    }
+    Ok(())
+}
+
 /// Reads a row, wherever it is by now; `None` when there is none.
 fn find(
     shared: &Shared,
@@ -245,7 +271,8 @@ fn give_up(shared: &Shared, sink: usize, offset: u64) {
     state.damaged_ranges += 1;
     state.generation += 1;
     state.findings_changed = state.generation;
-    shared.push_settling(&mut state, Settling { sink, claimed: None, entries: vec![entry] });
+    shared
+        .push_settling(&mut state, Settling { sink, claimed: None, entries: vec![entry], keys: Vec::new() });
 }
 
 pub(super) fn state_of(row: &Row) -> RowState {

@@ -41,6 +41,7 @@ mod lag;
 mod ledger;
 mod onlooker;
 mod open;
+mod order;
 mod ranges;
 mod ring;
 mod rows;
@@ -319,7 +320,7 @@ fn event_state(sink: &SinkProgress, offset: u64) -> EventState {
         Some(row) if row.is_dead => EventState::Dead,
         Some(_) => EventState::Retrying,
         None if offset < window.acked() || window.finished().contains(offset) => EventState::Delivered,
-        None if window.in_flight().contains(offset) => EventState::InFlight,
+        None if window.in_flight().contains(offset) && !sink.order.is_held(offset) => EventState::InFlight,
         None => EventState::Pending,
     }
 }
@@ -346,7 +347,7 @@ fn sink_status(infos: &[SinkInfo], state: &State, durable_end: u64) -> Vec<SinkS
             },
             acked_offset: sink.window.acked(),
             pending: sink.window.pending(durable_end, &state.voids),
-            in_flight: sink.window.in_flight_events(&state.voids),
+            in_flight: sink.window.in_flight_events(&state.voids) - sink.order.held(),
             retrying: sink.rows.retrying(),
             dead: sink.rows.dead(),
             delivered: sink.tally.delivered,

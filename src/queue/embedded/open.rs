@@ -24,9 +24,11 @@ use super::EmbeddedQueue;
 use super::codec::{Checkpoint, Record};
 use super::commit::Committer;
 use super::dedupe::Dedupe;
+use super::failures;
 use super::feed::Feed;
 use super::index::{Index, Place};
 use super::ledger::{self, Clock, Ledger, Memory, Parts};
+use super::order::Order;
 use super::ranges::RangeSet;
 use super::ring::{self, Ring};
 use super::rows::record_cost;
@@ -80,6 +82,9 @@ pub enum OpenError {
     /// The failure table cannot be read.
     #[error("the failure table cannot be read: {0}; check the disk, then start again")]
     ReplayRows(#[source] ReadError),
+    /// A row of the failure table cannot be read.
+    #[error("the failure table cannot be read: {0}; check the disk, then start again")]
+    Rows(#[source] QueueError),
     /// The ledger cannot be read.
     #[error("the ledger cannot be read: {0}; check the disk, then start again")]
     Replay(#[source] ReadError),
@@ -151,6 +156,7 @@ pub(super) fn open_with(
         max_wait: config.http.max_wait,
     };
     let shared = Arc::new(Shared::new(fixed, state));
+    failures::link_rows(&shared).map_err(OpenError::Rows)?;
     let table =
         Table::new(Arc::clone(&shared), failures.writer, failures.stock, Arc::clone(&clock), segments);
     let mut ledger_owner = Ledger::new(Parts {
@@ -451,6 +457,7 @@ fn restore_sink(
         durable_acked: window.acked(),
         window,
         rows: told.rows,
+        order: Order::default(),
         reserved: 0,
         settling_cost: 0,
         is_crowded: false,

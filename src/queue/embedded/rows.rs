@@ -3,8 +3,8 @@
 //! A row here is where its records are and when it is due, some hundred bytes, so that a hundred
 //! thousand of them cost little and their events nothing.
 //!
-//! Invariant: a row is in `due` when it will be tried again and nobody holds it; a held row is being
-//! tried or changed, and nobody else touches it meanwhile.
+//! Invariant: a row is in `due` when it will be tried again, nobody holds it and no row of its key
+//! comes before it; a held row is being tried or changed, and nobody else touches it meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -47,6 +47,9 @@ pub struct Rows {
     rows: BTreeMap<u64, Row>,
     due: BTreeSet<(i64, u64)>,
     held: BTreeSet<u64>,
+    /// The keys of rows that have one and will be tried again, and the rows of each key by offset.
+    keys: BTreeMap<u64, u64>,
+    chains: BTreeSet<(u64, u64)>,
     dead: u64,
     cost: u64,
 }
@@ -58,8 +61,23 @@ impl Rows {
         self.rows.insert(offset, row);
         self.dead += u64::from(row.is_dead);
         self.cost += row.cost();
-        if !row.is_dead {
-            self.due.insert((row.due_at, offset));
+        self.offer(offset);
+    }
+
+    /// Lets a row that will be tried again wait for those of its key that come before it.
+    pub fn link(&mut self, offset: u64, key: u64) {
+        if self.rows.get(&offset).is_none_or(|row| row.is_dead) {
+            return;
+        }
+        let was_first = self.first_of(key);
+        self.keys.insert(offset, key);
+        self.chains.insert((key, offset));
+        let first = self.first_of(key);
+        // Whoever is not the first of its key, or not any more, is not to be tried.
+        for other in was_first.into_iter().chain([offset]).filter(|other| first != Some(*other)) {
+            if let Some(row) = self.rows.get(&other) {
+                self.due.remove(&(row.due_at, other));
+            }
         }
     }
 
@@ -70,14 +88,50 @@ impl Rows {
         self.held.remove(&offset);
         self.dead -= u64::from(row.is_dead);
         self.cost -= row.cost();
+        self.unlink(offset);
         Some(row)
     }
 
     /// Changes a row and lets it go; nothing when there is none.
     pub fn change(&mut self, offset: u64, change: impl FnOnce(&mut Row)) {
-        if let Some(mut row) = self.remove(offset) {
-            change(&mut row);
-            self.insert(offset, row);
+        let Some(row) = self.rows.get_mut(&offset) else { return };
+        self.due.remove(&(row.due_at, offset));
+        self.held.remove(&offset);
+        self.dead -= u64::from(row.is_dead);
+        self.cost -= row.cost();
+        change(row);
+        let row = *row;
+        self.dead += u64::from(row.is_dead);
+        self.cost += row.cost();
+        if row.is_dead {
+            self.unlink(offset); // given up, it holds up nobody; redriven, it stands for itself
+        }
+        self.offer(offset);
+    }
+
+    /// Whether a row of this key will be tried again.
+    pub fn has_key(&self, key: u64) -> bool {
+        self.first_of(key).is_some()
+    }
+
+    fn first_of(&self, key: u64) -> Option<u64> {
+        self.chains.range((key, 0)..=(key, u64::MAX)).next().map(|(_, offset)| *offset)
+    }
+
+    fn unlink(&mut self, offset: u64) {
+        let Some(key) = self.keys.remove(&offset) else { return };
+        self.chains.remove(&(key, offset));
+        if let Some(next) = self.first_of(key) {
+            self.offer(next);
+        }
+    }
+
+    /// Puts a row where it is found when it is due, unless it is dead, held or behind another.
+    fn offer(&mut self, offset: u64) {
+        let Some(row) = self.rows.get(&offset) else { return };
+        let is_behind = self.keys.get(&offset).is_some_and(|key| self.first_of(*key) != Some(offset));
+        if !row.is_dead && !self.held.contains(&offset) && !is_behind {
+            self.due.insert((row.due_at, offset));
         }
     }
 
@@ -123,10 +177,8 @@ impl Rows {
 
     /// Lets a held row go unchanged.
     pub fn give_back(&mut self, offset: u64) {
-        if self.held.remove(&offset)
-            && let Some(row) = self.rows.get(&offset).filter(|row| !row.is_dead)
-        {
-            self.due.insert((row.due_at, offset));
+        if self.held.remove(&offset) {
+            self.offer(offset);
         }
     }
 
@@ -204,5 +256,32 @@ mod tests {
         assert_eq!(rows.cost(), record_cost(20));
         assert!(rows.remove(1).is_some());
         assert_eq!((rows.len(), rows.cost(), &rows), (0, 0, &Rows::default()));
+    }
+
+    #[test]
+    fn of_rows_with_one_key_the_first_is_due_and_the_next_once_it_is_gone_or_dead() {
+        let mut rows = Rows::default();
+        for (offset, due_at) in [(7, 10), (3, 50), (5, 20), (4, 15)] {
+            rows.insert(offset, row(due_at, false));
+        }
+        for (offset, key) in [(7, 1), (3, 1), (5, 1), (4, 2)] {
+            rows.link(offset, key);
+        }
+        let take = |rows: &mut Rows, now| {
+            rows.take_due(now, 9, 1000).into_iter().map(|(offset, _)| offset).collect::<Vec<_>>()
+        };
+        assert_eq!(take(&mut rows, 40), [4], "3 is not due yet, and 5 and 7 wait for it");
+        assert_eq!(rows.next_due(), Some(50));
+        assert_eq!(take(&mut rows, 60), [3]);
+        rows.give_back(3);
+        assert_eq!(take(&mut rows, 60), [3], "whoever comes back is still the first");
+        rows.change(3, |row| row.is_dead = true);
+        assert_eq!(take(&mut rows, 60), [5]);
+        rows.change(3, |row| (row.is_dead, row.due_at) = (false, 1));
+        assert_eq!(take(&mut rows, 60), [3], "redriven, it stands for itself");
+        rows.remove(5);
+        assert_eq!((take(&mut rows, 60), rows.has_key(1)), (vec![7], true));
+        rows.remove(7);
+        assert!(!rows.has_key(1) && rows.has_key(2));
     }
 }

@@ -7,13 +7,12 @@
 //! A claim with an event to park stays in flight as a whole until the rows are durable, so nobody ever
 //! counts an event as parked that a crash could take back. Pure: no I/O; runs under the lock of `state`.
 
-use std::ops::Range;
-
 use crate::event::{Micros, StoredEvent};
 use crate::queue::{Fate, Fates, MAX_REASON_BYTES};
 use crate::sink::Batch;
 
 use super::codec::{self, Change, End, RowRecord};
+use super::ranges::RangeSet;
 use super::rows::{Row, record_cost};
 use super::state::SinkProgress;
 
@@ -29,13 +28,15 @@ pub struct Settling {
     pub claimed: Option<Claimed>,
     /// The records, and what each means.
     pub entries: Vec<Entry>,
+    /// Keys that are free once they are durable.
+    pub keys: Vec<u64>,
 }
 
 /// The end of a claim from the log.
 #[derive(Debug, Default)]
 pub struct Claimed {
     /// The claimed offsets.
-    pub range: Range<u64>,
+    pub owned: RangeSet,
     /// Those that go back, ascending.
     pub returned: Vec<u64>,
     /// How many of the others were not parked, and why.
@@ -85,8 +86,8 @@ pub struct Entry {
 /// What a record means for a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// The row is new.
-    Parked(Standing),
+    /// The row is new; with the key it has in its sink's order.
+    Parked(Standing, Option<u64>),
     /// It stands otherwise; after a failure, or because it was redriven.
     Changed(Standing, Cause),
     /// It is gone.
@@ -185,6 +186,7 @@ pub fn park(
     standing: Standing,
     reason: &str,
     now: Micros,
+    key: Option<u64>,
 ) -> Result<Entry, String> {
     let row = codec::Row {
         sink: sink.to_owned(),
@@ -198,7 +200,7 @@ pub fn park(
         accepted_at: event.accepted_at.0,
     };
     let record = codec::encode_row(&RowRecord::Parked(row), event.json)?;
-    Ok(Entry { offset: event.offset, effect: Effect::Parked(standing), record })
+    Ok(Entry { offset: event.offset, effect: Effect::Parked(standing, key), record })
 }
 
 /// The record that changes a row, after a failure at a time for a reason or without one.
@@ -241,15 +243,20 @@ impl Settling {
         if let Some(claimed) = self.claimed {
             claimed.apply(progress);
         }
+        progress.order.settle(self.keys);
     }
 }
 
 fn apply(progress: &mut SinkProgress, entry: &Entry, place: u64) {
     match entry.effect {
-        Effect::Parked(Standing { is_dead, attempts, due_at }) => {
+        Effect::Parked(Standing { is_dead, attempts, due_at }, key) => {
             let bytes = entry.record.len() as u32;
             let row = Row { place, told: place, is_dead, attempts, due_at, bytes };
             progress.rows.insert(entry.offset, row);
+            if let Some(key) = key {
+                progress.rows.link(entry.offset, key);
+                progress.order.parked(key);
+            }
         }
         Effect::Changed(standing, cause) => progress.rows.change(entry.offset, |row| {
             (row.is_dead, row.attempts, row.due_at) = (standing.is_dead, standing.attempts, standing.due_at);
@@ -268,16 +275,15 @@ fn apply(progress: &mut SinkProgress, entry: &Entry, place: u64) {
 impl Claimed {
     /// Ends the claim: what goes back does, the rest is finished and counted.
     pub fn apply(self, progress: &mut SinkProgress) {
-        let Claimed { range, returned, tally, token } = self;
+        let Claimed { mut owned, returned, tally, token } = self;
         for offset in &returned {
+            owned.remove(*offset..offset + 1);
             let given_back = progress.window.give_back(*offset..offset + 1);
             debug_assert!(given_back, "a claim is settled once");
         }
-        let mut start = range.start;
-        for end in returned.iter().copied().chain([range.end]) {
-            let finished = start >= end || progress.window.finish(start..end);
+        for range in owned.iter() {
+            let finished = progress.window.finish(range);
             debug_assert!(finished, "a claim is settled once");
-            start = end + 1;
         }
         progress.tally.delivered += tally.delivered;
         progress.tally.dropped += tally.dropped;

@@ -23,6 +23,7 @@ use super::commit::CommitMeter;
 use super::hold::Hold;
 use super::index::Index;
 use super::ledger::Clock;
+use super::order::Order;
 use super::ranges::RangeSet;
 use super::rows::Rows;
 use super::settle::{Settling, Tally};
@@ -63,6 +64,8 @@ pub(super) struct Shared {
     /// How long appends may wait behind one commit.
     pub max_wait: Duration,
     state: Mutex<State>,
+    /// Of each sink, who reads and sorts for it now, where it has an order.
+    pub turns: Vec<Mutex<()>>,
     /// The ledger thread waits here for something to write.
     ledger_work: Condvar,
     /// Generations of [`State`] that are in the ledger.
@@ -146,6 +149,8 @@ pub(super) struct SinkProgress {
     pub window: Window,
     /// Its events in the failure table.
     pub rows: Rows,
+    /// Which events wait for others of their key.
+    pub order: Order,
     /// Room in the failure table that claims under way may need.
     pub reserved: u64,
     /// Room that records on their way will take.
@@ -242,6 +247,7 @@ impl Shared {
             infos,
             max_waiting_bytes,
             max_wait,
+            turns: state.sinks.iter().map(|_| Mutex::new(())).collect(),
             state: Mutex::new(state),
             ledger_work: Condvar::new(),
             written: watch::Sender::new(0),

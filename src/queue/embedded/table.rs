@@ -315,7 +315,7 @@ impl Table {
             );
             let entries =
                 lost.iter().filter_map(|offset| settle::end(&info.name, *offset, End::Dropped).ok());
-            let settling = Settling { sink, claimed: None, entries: entries.collect() };
+            let settling = Settling { sink, claimed: None, entries: entries.collect(), keys: Vec::new() };
             state.damaged_ranges += 1;
             state.generation += 1;
             state.findings_changed = state.generation;
@@ -351,7 +351,7 @@ impl Table {
             };
             let entries: Vec<Entry> = held.iter().filter_map(|offset| entry(offset).ok()).collect();
             job.changed += entries.len() as u64;
-            let settling = Settling { sink, claimed: None, entries };
+            let settling = Settling { sink, claimed: None, entries, keys: Vec::new() };
             let cost = settling.cost();
             progress.settling_cost += cost;
             state.settling_bytes += cost;

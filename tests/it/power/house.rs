@@ -128,6 +128,7 @@ impl House {
             kind: sink.kind.name(),
             starts_paused: sink.paused,
             parks: !sink.kind.keeps_order(),
+            order: None,
         });
         let mut random = Random::new(salts);
         let clock = Arc::new(AtomicI64::new(now.0));

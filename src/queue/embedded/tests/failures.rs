@@ -10,8 +10,13 @@ use super::*;
 const HOOK: SinkId = SinkId(0);
 
 fn parking(names: &[&str]) -> Vec<SinkInfo> {
-    let info =
-        |name: &&str| SinkInfo { name: (*name).to_owned(), kind: "toy", starts_paused: false, parks: true };
+    let info = |name: &&str| SinkInfo {
+        name: (*name).to_owned(),
+        kind: "toy",
+        starts_paused: false,
+        parks: true,
+        order: None,
+    };
     names.iter().map(info).collect()
 }
 

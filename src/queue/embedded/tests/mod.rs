@@ -9,6 +9,7 @@ mod index;
 mod lag;
 mod model;
 mod onlooker;
+mod order;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -50,8 +51,13 @@ fn tiny() -> Config {
 }
 
 fn infos(names: &[&str]) -> Vec<SinkInfo> {
-    let info =
-        |name: &&str| SinkInfo { name: (*name).to_owned(), kind: "toy", starts_paused: false, parks: false };
+    let info = |name: &&str| SinkInfo {
+        name: (*name).to_owned(),
+        kind: "toy",
+        starts_paused: false,
+        parks: false,
+        order: None,
+    };
     names.iter().map(info).collect()
 }
 
