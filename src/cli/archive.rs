@@ -291,7 +291,8 @@ impl Row {
     }
 
     fn removed(entry: &Entry) -> Self {
-        let (name, state) = (PathBuf::from(&entry.name), "removed");
+        let more = if entry.files > 1 { format!(" (+{} more)", entry.files - 1) } else { String::new() };
+        let (name, state) = (PathBuf::from(format!("{}{more}", entry.name)), "removed");
         Self { name, state, first_offset: entry.first_offset, listed: Some(entry.clone()), bytes: None }
     }
 
@@ -303,7 +304,7 @@ impl Row {
                "sha256": listed.map(|entry| entry.sha256.clone()),
                "first_time": listed.map(|entry| entry.first_time.to_rfc3339()),
                "last_time": listed.map(|entry| entry.last_time.to_rfc3339()),
-               "reason": listed.and_then(|entry| entry.reason.clone())})
+               "reason": listed.and_then(|entry| entry.reason.clone()), "files": listed.map_or(1, |entry| entry.files)})
     }
 }
 

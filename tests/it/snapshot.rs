@@ -2,10 +2,12 @@
 //! everything that was acknowledged before it began; and what cannot be one is refused.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
 
 use crate::harness::{Archived, Daemon, TINY, archive, eventually, files_below, run, words};
 
@@ -51,36 +53,61 @@ fn ids(archived: &[Archived]) -> BTreeSet<String> {
     ids
 }
 
-#[test]
-fn snapshots_under_full_load_verify_start_and_miss_nothing_accepted_before_they_began() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let daemon = Daemon::start(&dir.path().join("data"), &settings());
-    let (known, stop) = (Mutex::new(BTreeSet::new()), AtomicBool::new(false));
-    let taken = std::thread::scope(|scope| {
+/// Four snapshots while eight clients post, each with what had been acknowledged before it began.
+fn taken_under_load(
+    daemon: &Daemon,
+    dir: &Path,
+    known: &Mutex<BTreeSet<String>>,
+) -> Vec<(PathBuf, BTreeSet<String>)> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
         for number in 0..8 {
-            let (daemon, known, stop) = (&daemon, &known, &stop);
+            let stop = &stop;
             scope.spawn(move || load(daemon, number, known, stop));
         }
         let mut taken = Vec::new();
         for round in 0..4 {
             let wanted = (round + 1) * 4000;
-            eventually("enough events", || (known.lock().unwrap().len() >= wanted).then_some(()));
+            eventually("enough events", || {
+                (known.lock().expect("nobody panics with it").len() >= wanted).then_some(())
+            });
             let before = known.lock().expect("nobody panics with it").clone();
-            let at = dir.path().join(format!("snapshot-{round}"));
-            let output = snapshot(&daemon, &at);
+            let at = dir.join(format!("snapshot-{round}"));
+            let output = snapshot(daemon, &at);
             assert_eq!(output.status.code(), Some(0), "{}", words(&output));
             taken.push((at, before));
         }
         stop.store(true, Ordering::Relaxed);
         taken
-    });
+    })
+}
+
+fn verified(of: &str, at: &Path) -> Value {
+    let output = run(&[of, "verify", "--json", "--data-dir", text(at)]);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{of} of {}: {}{}",
+        at.display(),
+        words(&output),
+        String::from_utf8_lossy(&output.stdout)
+    );
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn snapshots_under_full_load_verify_start_and_miss_nothing_accepted_before_they_began() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let daemon = Daemon::start(&dir.path().join("data"), &settings());
+    let known = Mutex::new(BTreeSet::new());
+    let taken = taken_under_load(&daemon, dir.path(), &known);
     daemon.drained();
     assert_eq!(daemon.terminate().code(), Some(0));
 
     for (at, before) in &taken {
         assert!(!at.join("lock").exists() && !at.join("snapshot.incomplete").exists());
-        let verified = run(&["wal", "verify", "--data-dir", text(at)]);
-        assert_eq!(verified.status.code(), Some(0), "{}", words(&verified));
+        verified("wal", at);
+        verified("archive", at);
         let restored = Daemon::start(at, &settings());
         let status = restored.drained();
         assert_eq!(status["wal"]["damaged_ranges"], 0, "{status}");
@@ -92,6 +119,7 @@ fn snapshots_under_full_load_verify_start_and_miss_nothing_accepted_before_they_
         assert!(missing.is_empty(), "{} of {} are missing: {missing:?}", missing.len(), before.len());
         let last = archived.last().expect("there are events").offset;
         assert_eq!(archived.len() as u64, last + 1, "every offset from 0 on");
+        verified("archive", at);
     }
     // What was done with the snapshots does not show in the original.
     assert_eq!(ids(&archive(&dir.path().join("data"))), *known.lock().unwrap());
@@ -99,6 +127,26 @@ fn snapshots_under_full_load_verify_start_and_miss_nothing_accepted_before_they_
     let files = files_below(&taken[3].0.join("archive"));
     let shared = files.iter().filter(|file| file.metadata().is_ok_and(|file| file.nlink() > 1)).count();
     assert!(shared > 10, "finished files are shared: {shared}");
+}
+
+#[test]
+fn a_snapshot_while_files_are_compressed_and_removed_says_what_was_removed() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let retention =
+        [("EVENTFLOW_SINK__ARCHIVE__COMPRESS", "zstd"), ("EVENTFLOW_SINK__ARCHIVE__RETAIN_SIZE", "64KiB")];
+    let settings = [settings(), retention.to_vec()].concat();
+    let daemon = Daemon::start(&dir.path().join("data"), &settings);
+    let taken = taken_under_load(&daemon, dir.path(), &Mutex::new(BTreeSet::new()));
+    assert_eq!(daemon.terminate().code(), Some(0));
+    for (at, _) in &taken {
+        verified("archive", at);
+        let restored = Daemon::start(at, &settings);
+        restored.drained();
+        assert_eq!(restored.terminate().code(), Some(0));
+        verified("archive", at);
+    }
+    let found = verified("archive", &taken[3].0);
+    assert!(found["removed_files"].as_u64().is_some_and(|files| files > 5), "{found}");
 }
 
 #[test]

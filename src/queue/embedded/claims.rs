@@ -179,7 +179,6 @@ impl Shared {
         let mut state = self.state();
         let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
         progress.reserved = progress.reserved.saturating_sub(reserved);
-        let mut is_stuck = false;
         let claimed = match read {
             Ok((batch, end, chunk)) => {
                 let (batch, end) = match order {
@@ -187,7 +186,6 @@ impl Shared {
                     None => (batch, end),
                 };
                 let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
-                is_stuck = end == range.start;
                 // What did not fit into the batch was never handed out.
                 let given_back = end >= range.end || progress.window.give_back(end..range.end);
                 debug_assert!(given_back, "the range was claimed above");
@@ -207,11 +205,8 @@ impl Shared {
             }
         };
         drop(state);
-        // Another worker of this sink may have found nothing because of the part that went back. Where all of it
-        // did, nobody finds anything until something is settled, and whoever was woken would wake itself for ever.
-        if !is_stuck {
-            self.claimable.notify_waiters();
-        }
+        // Another worker of this sink may have found nothing because of the part that went back.
+        self.claimable.notify_waiters();
         claimed
     }
 
@@ -311,11 +306,6 @@ impl Shared {
         let room = state.room_for_rows(sink, &self.room);
         let progress = state.sinks.get_mut(sink)?;
         let is_crowded = room < self.room.row;
-        if is_crowded && progress.window.in_flight().len() == 0 && progress.rows.has_only_early() {
-            // They wait for the log, and the log for the room they take. Only a ledger that was lost brings this
-            // about; better out of order than never.
-            progress.rows.passed(u64::MAX);
-        }
         if is_crowded && !progress.is_crowded {
             let reason = "the failure table is full; nothing more is taken from the log until rows go";
             tracing::warn!(sink = self.infos[sink].name, reason, "sink held up");

@@ -19,12 +19,16 @@ use tracing::{error, info, warn};
 use crate::disk::{Access, Disk};
 
 use super::catalog::{Catalog, CatalogFile};
+use super::examine::{Depth, examine};
 use super::layout::{ArchiveFile, Form};
 use super::manifest::{Entry, Manifest, NAME};
 use super::{Failure, IoContext, Options};
 
 /// Ending of files that are being written beside the one they are to replace.
 pub(super) const TEMPORARY: &str = ".tmp";
+
+/// So many lines more than files are worth a manifest that is written anew.
+pub(super) const SPARE_LINES: u64 = 256;
 
 /// The manifest, open for more lines.
 #[derive(Debug)]
@@ -49,12 +53,13 @@ impl Book {
         let first_offset = entry.first_offset;
         let before = self.manifest.entries.insert(first_offset, entry);
         let written = if self.is_doubtful || self.manifest.end == 0 {
-            replace(disk, options, &self.manifest)
+            replace(disk, &options.root, &self.manifest)
         } else {
             append(disk, options, self.manifest.end, &line)
         };
         match &written {
             Ok(bytes) => {
+                self.manifest.lines += 1;
                 self.manifest.end = *bytes;
                 self.is_doubtful = false;
             }
@@ -68,6 +73,22 @@ impl Book {
         }
         written.map(drop)
     }
+
+    /// Writes the manifest anew when most of its lines are about files that are gone. Their removal must be
+    /// durable: a file that came back would not be known for one that was removed.
+    pub fn compact(&mut self, disk: &dyn Disk, root: &Path) -> Result<(), Failure> {
+        let kept = self.manifest.entries.values().filter(|entry| entry.is_kept()).count() as u64;
+        if self.manifest.lines <= 2 * kept + SPARE_LINES {
+            return Ok(());
+        }
+        let entries = self.manifest.compacted();
+        let manifest = Manifest { lines: entries.len() as u64, entries, ..Manifest::default() };
+        // A failure may have left either of the two in place.
+        self.is_doubtful = true;
+        let end = replace(disk, root, &manifest)?;
+        (self.manifest, self.is_doubtful) = (Manifest { end, ..manifest }, false);
+        Ok(())
+    }
 }
 
 fn append(disk: &dyn Disk, options: &Options, end: u64, line: &[u8]) -> Result<u64, Failure> {
@@ -79,8 +100,7 @@ fn append(disk: &dyn Disk, options: &Options, end: u64, line: &[u8]) -> Result<u
 }
 
 /// Writes all lines into a new file that takes the manifest's place.
-fn replace(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Result<u64, Failure> {
-    let root = &options.root;
+pub(super) fn replace(disk: &dyn Disk, root: &Path, manifest: &Manifest) -> Result<u64, Failure> {
     let (path, temporary) = (root.join(NAME), root.join(format!("{NAME}{TEMPORARY}")));
     remove_if_there(disk, &temporary)?;
     let lines: Vec<u8> = manifest.entries.values().flat_map(Entry::to_line).collect();
@@ -139,8 +159,10 @@ pub(super) fn clear<'a>(
             None => true, // retention took it: the manifest says so, and the file only has to follow
             Some(CatalogFile { listed: None, .. }) => file.form != Form::Plain, // never listed, so never whole
             Some(CatalogFile { file: listed, listed: Some(entry) }) => {
-                let length = disk.open(&listed.path, Access::Read).and_then(|listed| listed.len());
-                length.is_ok_and(|bytes| bytes == entry.bytes)
+                let found = examine(disk, listed, Depth::Stamps, None, &mut |_| true).ok().flatten();
+                found.is_some_and(|found| {
+                    (found.bytes, &found.sha256, found.wrong) == (entry.bytes, &entry.sha256, None)
+                })
             }
         };
         match stays {
@@ -178,7 +200,7 @@ fn make_durable(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Resu
             quarantined = %aside.display(),
             "the archive's manifest is damaged; it was set aside, and what is missing in it is read from the files again"
         );
-        return replace(disk, options, manifest).map(drop);
+        return replace(disk, &options.root, manifest).map(drop);
     }
     let file = disk.open(&path, Access::ReadWrite).doing("opening", &path)?;
     if let Some(unfinished) = &manifest.unfinished {

@@ -116,6 +116,7 @@ mod tests {
             content_crc32: 0,
             removed: None,
             reason: None,
+            files: 1,
         }
     }
 

@@ -9,20 +9,24 @@
 //! A file before the last one never changes again (it may be compressed or removed, which gives up its
 //! name and not its bytes), so a second name for it will do. The last one is always copied, because
 //! whoever opens the copy may cut it, and a cut would show in the original. What the sink wrote after the
-//! checkpoint is left out; opening the copy delivers it again.
+//! checkpoint is left out; opening the copy delivers it again. The copy's manifest says of its files what
+//! the original says, and which others retention removed; the last one is listed anew by whoever opens it.
 //!
-//! Runs on the caller's thread. A file that is compressed while this looks for it is found under its new
-//! name at the next look. A failure leaves a part of the copy behind, for the caller to remove.
+//! Runs on the caller's thread. A file that is compressed or removed while this looks for it changes the
+//! manifest first; the next look finds that, and the copy holds what the last look saw. A failure leaves a
+//! part of the copy behind, for the caller to remove.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Access, Disk, copy_bytes, copy_file, link_or_copy};
 
+use super::catalog::{Catalog, CatalogFile};
 use super::layout::{self, ArchiveFile, Form, Piece, relative_path};
+use super::manifest::Manifest;
 use super::position::{FilePosition, Position};
-use super::{CopiedFiles, Resume};
+use super::{CopiedFiles, Resume, book};
 
 /// Looks at the archive before one that changes all the time is given up.
 const LOOKS: usize = 16;
@@ -41,21 +45,16 @@ pub fn copy_to(disk: &dyn Disk, root: &Path, to: &Path, resume: &Resume) -> io::
         end: known.map_or(resume.next_offset, |position| position.next_offset),
         open: known.and_then(|position| position.file),
         is_finished: known.is_some_and(|position| position.file.is_none()),
-        copied: CopiedFiles::default(),
+        copied: BTreeMap::new(),
         dirs: BTreeSet::new(),
     };
     disk.create_dir_all(to)?;
-    for look in 1.. {
-        match copying.look() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && look < LOOKS => {}
-            looked => {
-                looked?;
-                break;
-            }
-        }
-    }
+    let manifest = copying.until_it_stands_still()?;
     copying.dirs.iter().try_for_each(|dir| disk.sync_dir(dir))?;
-    Ok(copying.copied)
+    if !manifest.entries.is_empty() {
+        book::replace(disk, to, &manifest).map_err(io::Error::other)?;
+    }
+    Ok(CopiedFiles { files: copying.copied.len() as u64, bytes: copying.copied.values().sum() })
 }
 
 struct Copying<'a> {
@@ -68,49 +67,87 @@ struct Copying<'a> {
     open: Option<FilePosition>,
     /// The checkpoint says that the last file takes nothing more.
     is_finished: bool,
-    copied: CopiedFiles,
+    /// What the copy has, with what each file took.
+    copied: BTreeMap<PathBuf, u64>,
     /// Directories with new names in them.
     dirs: BTreeSet<PathBuf>,
 }
 
 impl Copying<'_> {
-    /// Copies what is not there yet of what can be seen now.
-    fn look(&mut self) -> io::Result<()> {
-        let mut files = layout::list(self.disk, self.root)?;
-        files.retain(|file| file.first_offset < self.end);
-        let last = files.last().map(|file| file.first_offset);
-        for file in &files {
-            if Some(file.first_offset) != last {
-                self.link(file)?;
-            } else if self.is_finished {
-                self.copy_whole(file)?;
-            } else {
-                self.copy_part(file)?;
+    /// Looks until nothing changed on the way; what the manifest of the copy is to say.
+    fn until_it_stands_still(&mut self) -> io::Result<Manifest> {
+        let mut looks = 1..LOOKS;
+        loop {
+            match self.look() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && looks.next().is_some() => {}
+                looked => return looked,
             }
         }
-        Ok(())
     }
 
-    fn link(&mut self, file: &ArchiveFile) -> io::Result<()> {
-        let to = self.place(&file.path)?;
-        match link_or_copy(self.disk, &file.path, &to) {
-            Ok(bytes) => self.count(bytes),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // from an earlier look
-            Err(error) => return Err(error),
+    /// Copies what is not there yet of what can be seen now, and removes what can be seen no more.
+    fn look(&mut self) -> io::Result<Manifest> {
+        let Catalog { mut files, mut manifest, .. } = Catalog::read(self.disk, self.root)?;
+        files.retain(|file| file.file.first_offset < self.end);
+        manifest.entries.retain(|first_offset, _| *first_offset < self.end);
+        let last = files.pop();
+        let mut seen = BTreeSet::new();
+        for file in &files {
+            seen.extend(self.link(file)?);
         }
-        Ok(())
+        match &last {
+            Some(last) if self.is_finished => seen.extend(self.copy_whole(last)?),
+            Some(last) => match self.copy_part(&last.file) {
+                Ok(to) => {
+                    seen.insert(to);
+                    manifest.entries.remove(&last.file.first_offset);
+                }
+                Err(error) if self.is_lost(last, &error)? => {}
+                Err(error) => return Err(error),
+            },
+            None => {}
+        }
+        for other in self.copied.keys().filter(|path| !seen.contains(*path)) {
+            self.give_way(other)?;
+        }
+        self.copied.retain(|path, _| seen.contains(path));
+        Ok(manifest)
     }
 
-    fn copy_whole(&mut self, file: &ArchiveFile) -> io::Result<()> {
-        let to = self.place(&file.path)?;
+    /// Gives a file a second name; `None` when it is listed and somebody took it, which the copy is to say too.
+    fn link(&mut self, file: &CatalogFile) -> io::Result<Option<PathBuf>> {
+        let to = self.place(&file.file.path)?;
+        match link_or_copy(self.disk, &file.file.path, &to) {
+            Ok(bytes) => self.copied.insert(to.clone(), bytes),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None, // from an earlier look
+            Err(error) if self.is_lost(file, &error)? => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(to))
+    }
+
+    fn copy_whole(&mut self, file: &CatalogFile) -> io::Result<Option<PathBuf>> {
+        let to = self.place(&file.file.path)?;
         self.give_way(&to)?;
-        let bytes = copy_file(self.disk, &file.path, &to)?;
-        self.count(bytes);
-        Ok(())
+        match copy_file(self.disk, &file.file.path, &to) {
+            Ok(bytes) => self.copied.insert(to.clone(), bytes),
+            Err(error) if self.is_lost(file, &error)? => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(to))
+    }
+
+    /// Whether a file that is not there is to be there: the manifest still says so.
+    fn is_lost(&self, file: &CatalogFile, error: &io::Error) -> io::Result<bool> {
+        let Some(listed) = file.listed.as_ref().filter(|_| error.kind() == io::ErrorKind::NotFound) else {
+            return Ok(false);
+        };
+        let now = Manifest::read(self.disk, self.root)?;
+        Ok(now.entries.get(&listed.first_offset) == Some(listed))
     }
 
     /// Copies the file's events below the end, plain as the sink goes on with it.
-    fn copy_part(&mut self, file: &ArchiveFile) -> io::Result<()> {
+    fn copy_part(&mut self, file: &ArchiveFile) -> io::Result<PathBuf> {
         let to = self.place(&self.root.join(relative_path(file.day, file.first_offset)))?;
         self.give_way(&to)?;
         let known = self.open.filter(|open| (open.first_offset, open.day) == (file.first_offset, file.day));
@@ -124,8 +161,8 @@ impl Copying<'_> {
             }
             _ => self.copy_lines(file, &to)?,
         };
-        self.count(bytes);
-        Ok(())
+        self.copied.insert(to.clone(), bytes);
+        Ok(to)
     }
 
     fn copy_lines(&self, file: &ArchiveFile, to: &Path) -> io::Result<u64> {
@@ -166,10 +203,5 @@ impl Copying<'_> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
-    }
-
-    fn count(&mut self, bytes: u64) {
-        self.copied.files += 1;
-        self.copied.bytes += bytes;
     }
 }

@@ -352,7 +352,7 @@ impl Finisher {
             }
         }
         let limit = self.options.retain_size_bytes?;
-        (bytes > limit).then(|| (oldest.clone(), format!("finished files take {bytes} bytes of {limit}")))
+        (bytes > limit).then(|| (oldest.clone(), format!("finished files took more than {limit} bytes")))
     }
 
     /// Says in the manifest that a file goes, then removes it.
@@ -362,6 +362,7 @@ impl Finisher {
         book.write(&*self.disk, &self.options, gone)?;
         remove_if_there(&*self.disk, &path)?;
         self.sync_dir_of(&path)?;
+        book.compact(&*self.disk, &self.options.root)?;
         info!(
             sink = self.options.sink,
             path = %path.display(),

@@ -12,7 +12,9 @@
 //! ```
 //!
 //! A file that retention took has a second line with `removed` (when) and `reason`; of several lines
-//! about one first offset the last one holds. A file whose events skip more than [`MAX_VOIDS`] ranges
+//! about one first offset the last one holds. When such lines have become many, the manifest is written anew,
+//! and files that were removed one after another share a line: it has the first one's name, and says of how
+//! many `files` it is. So its length follows the files that are there. A file whose events skip more than [`MAX_VOIDS`] ranges
 //! (a sink with a filter) says `"sparse":true` instead of naming them.
 //!
 //! A line is appended and synced before anyone relies on it. A crash can leave the last one torn; that
@@ -87,6 +89,17 @@ pub struct Entry {
     /// Why retention took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How many files it stands for: more than one only of those that were removed.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub files: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn is_one(files: &u64) -> bool {
+    *files == 1
 }
 
 impl Entry {
@@ -115,6 +128,28 @@ impl Entry {
             content_crc32: found.content_crc,
             removed: None,
             reason: None,
+            files: 1,
+        })
+    }
+
+    /// What there is to say of this file and the next one when both were removed, for the same reason, and
+    /// no offset between them is unaccounted for.
+    fn with(&self, next: &Entry) -> Option<Entry> {
+        let are_alike = self.removed.is_some() && next.removed.is_some() && self.reason == next.reason;
+        (are_alike && next.covers_from <= self.last_offset + 1).then(|| Entry {
+            last_offset: next.last_offset,
+            count: self.count + next.count,
+            bytes: self.bytes + next.bytes,
+            sha256: String::new(), // of files that nobody will compare any more
+            voids: vec![],
+            sparse: true,
+            first_time: self.first_time.min(next.first_time),
+            last_time: self.last_time.max(next.last_time),
+            content_bytes: self.content_bytes + next.content_bytes,
+            content_crc32: 0,
+            removed: self.removed.max(next.removed),
+            files: self.files + next.files,
+            ..self.clone()
         })
     }
 
@@ -171,6 +206,7 @@ impl Entry {
             && self.first_offset <= self.last_offset
             && self.last_offset < u64::MAX
             && self.count > 0
+            && (self.files == 1 || (self.files > 1 && self.removed.is_some()))
             && self.first_time <= self.last_time
             && voids.clone().all(|void| *void.start > self.first_offset && void.start < void.end)
             && voids.clone().all(|void| *void.end <= self.last_offset)
@@ -234,6 +270,23 @@ impl Manifest {
         manifest.unfinished =
             bad.first().map(|first| BadLine { number: first.number, bytes: first.bytes.start..at });
         manifest
+    }
+
+    /// The same with one entry for files that were removed one after another.
+    pub(super) fn compacted(&self) -> BTreeMap<u64, Entry> {
+        let mut entries: BTreeMap<u64, Entry> = BTreeMap::new();
+        for (first_offset, entry) in &self.entries {
+            let mut last = entries.last_entry();
+            match last.as_ref().and_then(|last| last.get().with(entry)) {
+                Some(both) => last.as_mut().into_iter().for_each(|last| {
+                    last.insert(both.clone());
+                }),
+                None => {
+                    entries.insert(*first_offset, entry.clone());
+                }
+            }
+        }
+        entries
     }
 
     /// The offset behind the last file it knows: below it everything was archived, or is void.
@@ -315,6 +368,7 @@ mod tests {
             content_crc32: 0x1234,
             removed: None,
             reason: None,
+            files: 1,
         }
     }
 

@@ -175,6 +175,7 @@ fn gap(path: &Path, options: &Options, offsets: std::ops::Range<u64>, now: Micro
             content_crc32: 0,
             removed: None,
             reason: None,
+            files: 1,
         },
         now,
     )

@@ -132,8 +132,18 @@ struct Checked {
     /// From where on its offsets are accounted for, its first and its last.
     covers: Option<(u64, u64, u64)>,
     gaps: Vec<(u64, u64)>,
+    /// It was removed while this looked for it: files and events.
+    removed: Option<(u64, u64)>,
     damage: Vec<ArchiveDamage>,
     notes: Vec<String>,
+}
+
+/// A second look at a file that was not there.
+enum Again {
+    /// It has another name now, or none although it should.
+    There(CatalogFile),
+    /// Retention took it meanwhile, and says so.
+    Removed(Entry),
 }
 
 struct Check<'a> {
@@ -176,15 +186,14 @@ impl Check<'_> {
         let mut file = file.clone();
         for look in 1.. {
             match self.file_now(&file) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let again = self.again(&file)?;
-                    let is_gone = again.as_ref() == Some(&file);
-                    match again {
-                        Some(found) if look < LOOKS && !is_gone => file = found,
-                        Some(_) => break,
-                        None => return Ok(Checked::default()), // retention took it meanwhile
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match self.again(&file)? {
+                    Again::There(found) if look < LOOKS && found != file => file = found,
+                    Again::There(_) => break,
+                    // That line may stand for others too.
+                    Again::Removed(entry) => {
+                        return Ok(Checked::removed(file.listed.as_ref().unwrap_or(&entry)));
                     }
-                }
+                },
                 Err(error) => {
                     let what = format!("it cannot be read: {error}");
                     return Ok(Checked::damaged(&file, None, what));
@@ -204,16 +213,16 @@ impl Check<'_> {
         Ok(gone)
     }
 
-    /// The file that stands for `file` now; `None` when the manifest says that it was removed.
-    fn again(&self, file: &CatalogFile) -> io::Result<Option<CatalogFile>> {
+    /// What stands for a file now that is not there any more.
+    fn again(&self, file: &CatalogFile) -> io::Result<Again> {
         let catalog = Catalog::read(self.disk, self.root)?;
         let first = file.file.first_offset;
-        if catalog.manifest.entries.get(&first).is_some_and(|entry| !entry.is_kept()) {
-            return Ok(None);
+        let known = catalog.manifest.covering(first);
+        if let Some(entry) = known.filter(|entry| !entry.is_kept()) {
+            return Ok(Again::Removed(entry.clone()));
         }
-        Ok(Some(
-            catalog.files.into_iter().find(|other| other.file.first_offset == first).unwrap_or(file.clone()),
-        ))
+        let found = catalog.files.into_iter().find(|other| other.file.first_offset == first);
+        Ok(Again::There(found.unwrap_or_else(|| file.clone())))
     }
 
     fn file_now(&self, file: &CatalogFile) -> io::Result<Checked> {
@@ -331,7 +340,7 @@ impl Check<'_> {
         let mut verdict = Verdict { damage: self.manifest(&catalog.manifest), ..Verdict::default() };
         let mut spans: BTreeMap<u64, (Option<u64>, u64, PathBuf)> = BTreeMap::new();
         for entry in catalog.manifest.entries.values().filter(|entry| !entry.is_kept()) {
-            verdict.removed = (verdict.removed.0 + 1, verdict.removed.1 + entry.count);
+            verdict.removed = (verdict.removed.0 + entry.files, verdict.removed.1 + entry.count);
             let span = (Some(entry.covers_from), entry.last_offset, entry.path(self.root));
             spans.insert(entry.first_offset, span);
         }
@@ -344,8 +353,12 @@ impl Check<'_> {
             is_lost |= !checked.notes.is_empty();
             verdict.notes.extend(checked.notes);
             verdict.damage.extend(checked.damage);
+            if let Some((files, events)) = checked.removed {
+                verdict.removed = (verdict.removed.0 + files, verdict.removed.1 + events);
+            }
             if let Some((covers_from, first, last)) = checked.covers {
                 let is_vouched_for = file.listed.is_some()
+                    || checked.removed.is_some()
                     || self.finished.contains_key(&first)
                     || self.position.file.is_some_and(|open| open.first_offset == first);
                 spans.insert(first, (is_vouched_for.then_some(covers_from), last, file.file.path.clone()));
@@ -427,6 +440,15 @@ impl Checked {
             events: found.count,
             covers: found.offsets.map(|(first, last)| (covers_from.unwrap_or(first), first, last)),
             gaps: found.gaps.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// A file that retention took after the manifest was read.
+    fn removed(entry: &Entry) -> Self {
+        Self {
+            covers: Some((entry.covers_from, entry.first_offset, entry.last_offset)),
+            removed: Some((entry.files, entry.count)),
             ..Self::default()
         }
     }

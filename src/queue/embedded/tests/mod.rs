@@ -10,7 +10,6 @@ mod lag;
 mod model;
 mod onlooker;
 mod order;
-mod order_crash;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -376,6 +376,73 @@ fn retention_says_so_first_takes_finished_files_only_and_survives_a_power_loss_a
 }
 
 #[test]
+fn what_retention_takes_during_a_check_is_removed_and_no_gap() {
+    let world = World::new(60, 3);
+    let [_, by_size] = bounded();
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+    let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
+    let before = judge(&disk, &checkpoint);
+    drop(sink);
+    let sink = open_with(&disk, by_size, checkpoint.resume());
+    // Told of the first bytes it has read, it finds the files behind them gone.
+    let progress = |done: u64, _: u64| {
+        if done > 0 {
+            tend_at(&sink, Micros(START));
+        }
+    };
+    let token = checkpoint.token.as_deref();
+    let verdict = verify(&disk, &options().root, token, 1, &progress).unwrap();
+    assert_eq!(verdict.damage, []);
+    assert!(verdict.removed.0 > 3, "{verdict:?}");
+    assert_eq!(verdict.next_offset, before.next_offset);
+    // The first one had been read before it went.
+    assert_eq!(verdict.removed.1 + verdict.events, before.events);
+}
+
+#[test]
+fn a_plain_file_stays_beside_a_compressed_one_that_is_not_as_it_is_listed() {
+    let world = World::new(20, 3);
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+    let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
+    drop(sink);
+    let listed = Manifest::read(&disk, &options().root).unwrap().entries.into_values().next().unwrap();
+    let path = listed.path(&options().root);
+    let packed_bytes = disk.read_file(&path).unwrap();
+    let plain = path.with_extension("");
+    for (flipped, stays) in [(None, false), (Some(packed_bytes.len() / 2), true)] {
+        disk.write_file(&plain, &zstd::decode_all(&packed_bytes[..]).unwrap()).unwrap(); // left by a crash
+        if let Some(at) = flipped {
+            disk.overwrite(&path, at as u64, &[!packed_bytes[at]]).unwrap();
+        }
+        open_with(&disk, packed(Form::Zstd), checkpoint.resume());
+        assert_eq!(disk.files().contains(&plain), stays, "a wrong byte: {flipped:?}");
+    }
+}
+
+#[test]
+fn the_manifest_grows_with_the_files_that_are_there_and_not_with_those_that_were() {
+    let world = World::at_once(900, 1);
+    let options = Options {
+        rotate_count: Some(2),
+        retain_size_bytes: Some(2000),
+        rotate_size_bytes: 1 << 30,
+        ..options()
+    };
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, options.clone(), Resume::default());
+    let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 30);
+    let manifest = Manifest::read(&disk, &options.root).unwrap();
+    let removed = manifest.entries.values().filter(|entry| !entry.is_kept()).map(|entry| entry.files).sum();
+    assert!(removed > 300, "{removed} files");
+    assert!(manifest.lines < 300, "{} lines", manifest.lines);
+    let verdict = judge(&disk, &checkpoint);
+    assert_eq!((verdict.damage, verdict.removed.0), (vec![], removed));
+    assert_eq!(verdict.removed.1 + verdict.events, world.expected(0..900).lines().count() as u64);
+}
+
+#[test]
 fn a_repair_keeps_every_intact_line_and_what_it_removes_and_verifies_afterwards() {
     use crate::sink::json_file::repair::{plan, repair};
     let (whole, world, checkpoint) = small_archive(Form::Plain);
