@@ -216,7 +216,8 @@ pub(super) fn link_rows(shared: &Shared) -> Result<(), QueueError> {
                 found.iter().filter_map(|found| Some((found.offset, order.key(&found.text)?))).collect();
             let mut state = shared.state();
             let Some(progress) = state.sinks.get_mut(sink) else { break };
-            keys.into_iter().for_each(|(offset, key)| progress.rows.link(offset, key));
+            let acked = progress.window.acked();
+            keys.into_iter().for_each(|(offset, key)| progress.rows.link_found(offset, key, acked));
         }
     }
     Ok(())

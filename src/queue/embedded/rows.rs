@@ -5,6 +5,10 @@
 //!
 //! Invariant: a row is in `due` when it will be tried again, nobody holds it and no row of its key
 //! comes before it; a held row is being tried or changed, and nobody else touches it meanwhile.
+//!
+//! A power loss can keep a row that waits and lose one before it, whose event is then in the log as ever. So
+//! a row with a key that was not tried before a start is `early`, and not in `due`, until the sink is done with
+//! all of the log before it. One that was tried is not: what is before it had come through by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -50,6 +54,8 @@ pub struct Rows {
     /// The keys of rows that have one and will be tried again, and the rows of each key by offset.
     keys: BTreeMap<u64, u64>,
     chains: BTreeSet<(u64, u64)>,
+    /// Rows that the log may hold something for that comes before them.
+    early: BTreeSet<u64>,
     dead: u64,
     cost: u64,
 }
@@ -62,6 +68,28 @@ impl Rows {
         self.dead += u64::from(row.is_dead);
         self.cost += row.cost();
         self.offer(offset);
+    }
+
+    /// The same for a row found at a start, when the sink is done with everything below `acked`.
+    pub fn link_found(&mut self, offset: u64, key: u64, acked: u64) {
+        self.link(offset, key);
+        if let Some(row) = self.rows.get(&offset).filter(|row| row.attempts == 0 && offset >= acked) {
+            self.due.remove(&(row.due_at, offset));
+            self.early.insert(offset);
+        }
+    }
+
+    /// The sink is done with everything below `acked`, so what is there is not early any more.
+    pub fn passed(&mut self, acked: u64) {
+        while let Some(offset) = self.early.first().copied().filter(|offset| *offset < acked) {
+            self.early.pop_first();
+            self.offer(offset);
+        }
+    }
+
+    /// Whether nothing can be tried but what is early.
+    pub fn has_only_early(&self) -> bool {
+        self.due.is_empty() && self.held.is_empty() && !self.early.is_empty()
     }
 
     /// Lets a row that will be tried again wait for those of its key that come before it.
@@ -88,6 +116,7 @@ impl Rows {
         self.held.remove(&offset);
         self.dead -= u64::from(row.is_dead);
         self.cost -= row.cost();
+        self.early.remove(&offset);
         self.unlink(offset);
         Some(row)
     }
@@ -130,7 +159,8 @@ impl Rows {
     fn offer(&mut self, offset: u64) {
         let Some(row) = self.rows.get(&offset) else { return };
         let is_behind = self.keys.get(&offset).is_some_and(|key| self.first_of(*key) != Some(offset));
-        if !row.is_dead && !self.held.contains(&offset) && !is_behind {
+        let must_wait = is_behind || self.early.contains(&offset);
+        if !row.is_dead && !self.held.contains(&offset) && !must_wait {
             self.due.insert((row.due_at, offset));
         }
     }
@@ -283,5 +313,28 @@ mod tests {
         assert_eq!((take(&mut rows, 60), rows.has_key(1)), (vec![7], true));
         rows.remove(7);
         assert!(!rows.has_key(1) && rows.has_key(2));
+    }
+
+    #[test]
+    fn a_row_found_untried_waits_until_the_log_before_it_is_done_with() {
+        let mut rows = Rows::default();
+        for (offset, attempts) in [(2, 0), (5, 0), (6, 1), (7, 0)] {
+            rows.insert(offset, Row { attempts, ..row(0, false) });
+            rows.link_found(offset, offset, 4);
+        }
+        let take =
+            |rows: &mut Rows| rows.take_due(9, 9, 1000).into_iter().map(|(o, _)| o).collect::<Vec<_>>();
+        assert_eq!(take(&mut rows), [2, 6], "6 was tried, and 2 is behind what is done with");
+        assert!(!rows.has_only_early(), "somebody holds some");
+        rows.remove(2);
+        rows.remove(6);
+        assert!(rows.has_only_early());
+        assert!(rows.hold(5));
+        rows.give_back(5);
+        assert_eq!(rows.next_due(), None, "it is early whoever held it");
+        rows.passed(7);
+        assert_eq!(take(&mut rows), [5]);
+        rows.remove(7);
+        assert!(!rows.has_only_early());
     }
 }

@@ -285,6 +285,7 @@ impl Claimed {
             let finished = progress.window.finish(range);
             debug_assert!(finished, "a claim is settled once");
         }
+        progress.rows.passed(progress.window.acked());
         progress.tally.delivered += tally.delivered;
         progress.tally.dropped += tally.dropped;
         progress.tally.skipped += tally.skipped;

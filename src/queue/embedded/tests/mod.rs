@@ -10,6 +10,7 @@ mod lag;
 mod model;
 mod onlooker;
 mod order;
+mod order_crash;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
