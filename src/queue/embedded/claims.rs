@@ -179,6 +179,7 @@ impl Shared {
         let mut state = self.state();
         let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
         progress.reserved = progress.reserved.saturating_sub(reserved);
+        let mut is_stuck = false;
         let claimed = match read {
             Ok((batch, end, chunk)) => {
                 let (batch, end) = match order {
@@ -186,6 +187,7 @@ impl Shared {
                     None => (batch, end),
                 };
                 let Some(progress) = state.sinks.get_mut(index) else { return Ok(None) };
+                is_stuck = end == range.start;
                 // What did not fit into the batch was never handed out.
                 let given_back = end >= range.end || progress.window.give_back(end..range.end);
                 debug_assert!(given_back, "the range was claimed above");
@@ -205,8 +207,11 @@ impl Shared {
             }
         };
         drop(state);
-        // Another worker of this sink may have found nothing because of the part that went back.
-        self.claimable.notify_waiters();
+        // Another worker of this sink may have found nothing because of the part that went back. Where all of it
+        // did, nobody finds anything until something is settled, and whoever was woken would wake itself for ever.
+        if !is_stuck {
+            self.claimable.notify_waiters();
+        }
         claimed
     }
 

@@ -13,7 +13,8 @@
 //! * one claim of a sink at a time takes offsets and sorts them, its *turn*, and the lowest come first;
 //! * a key stays out until what became of its event is durable, and then until the next turn begins: what
 //!   came back during a turn has a lower offset than what that turn is sorting;
-//! * of rows only the first of a key is ever due, and rows become durable in the order they were made.
+//! * of rows only the first of a key is ever due, and rows become durable in the order they were made; where a
+//!   power loss keeps one and loses another before it, `rows` knows what is too early.
 //!
 //! Held offsets count as claimed to the window. There are at most [`MAX_HELD`], so that they neither
 //! grow with the backlog nor take the window's gaps from everybody else.

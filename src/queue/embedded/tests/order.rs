@@ -115,6 +115,23 @@ fn one_key_alone_makes_a_bounded_number_wait_and_goes_on() {
     assert_eq!(house.sink(HOOK).delivered, 120);
 }
 
+#[test]
+fn who_can_claim_nothing_for_a_delivery_under_way_sleeps_and_wakes_nobody() {
+    let (_disk, house) = filled(120, |n| 21 * n + 1);
+    let under_way = house.claim(HOOK, ALL).unwrap();
+    let is_stuck = || house.queue.shared.state().sinks[0].order.is_stuck();
+    while !is_stuck() {
+        assert!(house.claim(HOOK, ALL).is_none(), "until as much is held as may be");
+    }
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut woken = Box::pin(house.queue.shared.claimable.notified());
+    woken.as_mut().enable();
+    assert!(house.claim(HOOK, ALL).is_none());
+    assert!(woken.as_mut().poll(&mut context).is_pending(), "or it would wake itself, over and over");
+    under_way.resolve(Resolution::default());
+    assert!(woken.as_mut().poll(&mut context).is_ready());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Post(u64),

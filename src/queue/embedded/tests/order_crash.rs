@@ -84,9 +84,8 @@ impl Book {
             if key == 0 {
                 continue;
             }
-            for (other, _) in self.attempted.iter().filter(|(_, other)| **other == key) {
-                panic!("{what}: {other} and {offset} of key {key} at the same time");
-            }
+            let other = self.attempted.iter().find(|(_, other)| **other == key);
+            assert_eq!(other, None, "{what}: {offset} at the same time");
             for before in (0..offset).filter(|before| self.keys[*before as usize] == key) {
                 let end = self.came_through.get(&before);
                 assert!(end.is_some(), "{what}: {offset} overtakes {before} of key {key}");
