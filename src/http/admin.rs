@@ -358,9 +358,14 @@ struct EventAnswer {
 }
 
 fn event_states() -> Schema {
-    use EventState::{Dead, Delivered, Dropped, InFlight, Pending, Retrying};
-    let states = one_of([Pending, InFlight, Retrying, Dead, Delivered, Dropped].map(EventState::as_str));
-    ObjectBuilder::new().additional_properties(Some(states)).build().into()
+    use EventState::{Dead, Delivered, Done, Dropped, InFlight, Pending, Retrying};
+    let states =
+        one_of([Pending, InFlight, Retrying, Dead, Delivered, Dropped, Done].map(EventState::as_str));
+    let meaning = "By sink. `delivered` is also what its filter does not match. `done` is delivered or dropped, when it \
+                   is not known any more which: the newest 256 ranges of dropped events are remembered, and none that \
+                   damage or a crash took the record of.";
+    let states = ObjectBuilder::new().description(Some(meaning)).additional_properties(Some(states));
+    states.build().into()
 }
 
 /// Keeps the configured order, which a map of serde's would not.

@@ -356,6 +356,8 @@ pub enum EventState {
     Delivered,
     /// Dropped by policy.
     Dropped,
+    /// Delivered or dropped; which of the two is not known any more.
+    Done,
 }
 
 impl EventState {
@@ -368,6 +370,7 @@ impl EventState {
             EventState::Dead => "dead",
             EventState::Delivered => "delivered",
             EventState::Dropped => "dropped",
+            EventState::Done => "done",
         }
     }
 }

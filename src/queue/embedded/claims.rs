@@ -364,7 +364,8 @@ impl Shared {
         keys: Vec<u64>,
     ) {
         let now = (self.clock)();
-        let mut claimed = Claimed { owned, tally: sorted.tally(), returned: sorted.returned, token };
+        let (tally, dropped) = (sorted.tally(), sorted.dropped());
+        let mut claimed = Claimed { owned, tally, dropped, returned: sorted.returned, token };
         let mut entries = Vec::new();
         let order = self.infos[sink].order.as_ref();
         let Some(progress) = state.sinks.get_mut(sink) else { return };

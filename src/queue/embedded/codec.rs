@@ -43,6 +43,21 @@ pub enum Record {
         /// How many records stand between its begin and this.
         records: u64,
     },
+    /// Which events a sink has dropped.
+    Dropped(Dropped),
+}
+
+/// Which events a sink has dropped, as far as the event log holds them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Its configured name.
+    pub sink: String,
+    /// The checkpoint that this goes with counts so many dropped events.
+    pub counted: u64,
+    /// Of what is finished below, and not in a range, nobody knows whether it was dropped.
+    pub unsure_below: u64,
+    /// The dropped offsets, ascending, end exclusive.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// Where a sink stands.
@@ -274,6 +289,12 @@ mod tests {
             Record::Findings(Findings { durable_end: 3, voids: vec![(1, 2)], damaged_ranges: 1 }),
             Record::SnapshotBegin,
             Record::SnapshotEnd { records: 2 },
+            Record::Dropped(Dropped {
+                sink: "d".to_owned(),
+                counted: 3,
+                unsure_below: 4,
+                ranges: vec![(5, 7)],
+            }),
         ]
     }
 
@@ -316,6 +337,17 @@ mod tests {
             ),
             concat!("01", "03000000"),
             concat!("01", "04000000", "0200000000000000"),
+            concat!(
+                "01",
+                "05000000",
+                "0100000000000000",
+                "64",
+                "0300000000000000",
+                "0400000000000000",
+                "0100000000000000",
+                "0500000000000000",
+                "0700000000000000"
+            ),
         ];
         for (record, golden) in samples().iter().zip(golden) {
             let bytes = encode(record).unwrap();

@@ -28,7 +28,7 @@ use crate::log::frame::{self, Record as Frame};
 use crate::log::{AppendError, Chunk, Log, LogError, ReadError, Step, Stock, Writer};
 use crate::queue::QueueError;
 
-use super::codec::{self, Checkpoint, Record};
+use super::codec::{self, Checkpoint, Dropped, Record};
 use super::feed::Feed;
 use super::ranges::RangeSet;
 use super::state::{Shared, Work};
@@ -50,6 +50,8 @@ pub(super) struct Memory {
     pub checkpoints: BTreeMap<String, Checkpoint>,
     /// Sinks an operator paused or resumed, by name.
     pub paused: BTreeMap<String, bool>,
+    /// Which events each sink dropped, by name.
+    pub dropped: BTreeMap<String, Dropped>,
     /// Offsets that hold no event.
     pub voids: RangeSet,
     /// Damaged ranges since the data directory was made.
@@ -70,6 +72,9 @@ impl Memory {
             }
             Record::Paused { sink, paused } => {
                 self.paused.insert(sink, paused);
+            }
+            Record::Dropped(dropped) => {
+                self.dropped.insert(dropped.sink.clone(), dropped);
             }
             Record::Findings(findings) => {
                 self.durable_end = self.durable_end.max(findings.durable_end);
@@ -345,6 +350,8 @@ impl Ledger {
         };
         let acked = acked.unwrap_or_else(|| self.shared.log.durable_end());
         self.shared.log.release_below(acked.min(self.feed.release_limit()));
+        let first_offset = self.shared.log.first_offset();
+        self.shared.state().sinks.iter_mut().for_each(|sink| sink.dropped.release_below(first_offset));
     }
 }
 

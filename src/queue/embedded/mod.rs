@@ -12,6 +12,7 @@
 //! | --- | --- | --- |
 //! | `window`, `ranges` | one sink's progress as ranges; pure | under the lock of `state` |
 //! | `rows` | one sink's failed events, without their texts; pure | under the lock of `state` |
+//! | `dropped` | which finished events were dropped; pure | under the lock of `state` |
 //! | `claims`, `settle` | handing events out, and what becomes of them | the worker's |
 //! | `table` | records of failed events: written, kept, cleaned | the ledger's |
 //! | `failures` | looking into the failure table | the caller's |
@@ -33,6 +34,7 @@ mod codec;
 mod commit;
 mod copy;
 mod dedupe;
+mod dropped;
 mod failures;
 mod feed;
 mod hold;
@@ -71,6 +73,7 @@ pub use ledger::{Clock, Ledger};
 pub use onlooker::{FailuresOnDisk, known_durable, resume_token};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
 
+use dropped::How;
 use rows::Rows;
 use state::{Append, Shared, SinkProgress, State, TableRoom};
 
@@ -319,7 +322,13 @@ fn event_state(sink: &SinkProgress, offset: u64) -> EventState {
     match sink.rows.get(offset) {
         Some(row) if row.is_dead => EventState::Dead,
         Some(_) => EventState::Retrying,
-        None if offset < window.acked() || window.finished().contains(offset) => EventState::Delivered,
+        None if offset < window.acked() || window.finished().contains(offset) => {
+            match sink.dropped.how(offset) {
+                How::Delivered => EventState::Delivered,
+                How::Dropped => EventState::Dropped,
+                How::Unknown => EventState::Done,
+            }
+        }
         None if window.in_flight().contains(offset) && !sink.order.is_held(offset) => EventState::InFlight,
         None => EventState::Pending,
     }

@@ -24,6 +24,7 @@ use super::EmbeddedQueue;
 use super::codec::{Checkpoint, Record};
 use super::commit::Committer;
 use super::dedupe::Dedupe;
+use super::dropped::Dropped;
 use super::failures;
 use super::feed::Feed;
 use super::index::{Index, Place};
@@ -448,6 +449,13 @@ fn restore_sink(
         }
     }
     let window = Window::resume(acked, finished.iter());
+    let counted = known.map_or(0, |known| known.dropped);
+    let mut dropped = Dropped::resume(memory.dropped.get(&info.name), counted, window.next());
+    told.dropped.iter().for_each(|offset| dropped.insert(*offset));
+    if lost > 0 || is_damaged {
+        dropped.forget_below(window.next());
+    }
+    dropped.changed = u64::from(dropped.take_news());
     let paused_by_operator = memory.paused.get(&info.name).copied().unwrap_or(false);
     let has_news = known.is_none_or(|known| {
         (known.acked, known.rows, known.delivered, known.dropped, known.skipped, known.is_configured)
@@ -462,6 +470,7 @@ fn restore_sink(
         settling_cost: 0,
         is_crowded: false,
         tally: Tally { delivered, dropped: checkpoint.dropped, skipped: checkpoint.skipped },
+        dropped,
         token: checkpoint.token,
         paused: paused_by_operator || info.starts_paused,
         paused_by_operator,

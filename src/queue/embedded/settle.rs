@@ -41,6 +41,8 @@ pub struct Claimed {
     pub returned: Vec<u64>,
     /// How many of the others were not parked, and why.
     pub tally: Tally,
+    /// Those of them that were dropped, ascending.
+    pub dropped: Vec<u64>,
     /// Where the sink stands now.
     pub token: Option<Vec<u8>>,
 }
@@ -171,6 +173,12 @@ impl<'a> Sorted<'a> {
         sorted
     }
 
+    /// Those that were dropped.
+    pub fn dropped(&self) -> Vec<u64> {
+        let dropped = self.ends.iter().filter(|(_, end)| *end == End::Dropped);
+        dropped.map(|(event, _)| event.offset).collect()
+    }
+
     /// The sum of those that are done with.
     pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();
@@ -267,6 +275,10 @@ fn apply(progress: &mut SinkProgress, entry: &Entry, place: u64) {
         Effect::Gone(end) => {
             if progress.rows.remove(entry.offset).is_some() {
                 progress.tally.add(end);
+                progress.dropped.remove(entry.offset..entry.offset + 1);
+                if end == End::Dropped {
+                    progress.dropped.insert(entry.offset);
+                }
             }
         }
     }
@@ -275,17 +287,19 @@ fn apply(progress: &mut SinkProgress, entry: &Entry, place: u64) {
 impl Claimed {
     /// Ends the claim: what goes back does, the rest is finished and counted.
     pub fn apply(self, progress: &mut SinkProgress) {
-        let Claimed { mut owned, returned, tally, token } = self;
+        let Claimed { mut owned, returned, tally, dropped, token } = self;
         for offset in &returned {
             owned.remove(*offset..offset + 1);
             let given_back = progress.window.give_back(*offset..offset + 1);
             debug_assert!(given_back, "a claim is settled once");
         }
         for range in owned.iter() {
+            progress.dropped.remove(range.clone());
             let finished = progress.window.finish(range);
             debug_assert!(finished, "a claim is settled once");
         }
         progress.rows.passed(progress.window.acked());
+        dropped.into_iter().for_each(|offset| progress.dropped.insert(offset));
         progress.tally.delivered += tally.delivered;
         progress.tally.dropped += tally.dropped;
         progress.tally.skipped += tally.skipped;

@@ -20,6 +20,7 @@ use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
 
 use super::codec::{Checkpoint, Findings, Record};
 use super::commit::CommitMeter;
+use super::dropped::Dropped;
 use super::hold::Hold;
 use super::index::Index;
 use super::ledger::Clock;
@@ -159,6 +160,8 @@ pub(super) struct SinkProgress {
     pub is_crowded: bool,
     /// Events that are done with and have no row.
     pub tally: Tally,
+    /// Which of them were dropped.
+    pub dropped: Dropped,
     /// What the sink wants handed back on open.
     pub token: Option<Vec<u8>>,
     /// Nothing is claimed.
@@ -367,7 +370,11 @@ impl Shared {
     pub fn changed(&self, state: &mut State, sink: usize) {
         let was_dirty = state.is_dirty();
         state.generation += 1;
-        state.sinks[sink].changed = state.generation;
+        let progress = &mut state.sinks[sink];
+        progress.changed = state.generation;
+        if progress.dropped.take_news() {
+            progress.dropped.changed = state.generation;
+        }
         if !was_dirty {
             self.ledger_work.notify_one();
         }
@@ -470,6 +477,9 @@ impl State {
             records.extend(self.findings(durable_end));
         }
         for (sink, info) in self.sinks.iter().zip(infos) {
+            if all || sink.dropped.changed > self.written {
+                records.extend(sink.dropped.record(&info.name, sink.tally.dropped).map(Record::Dropped));
+            }
             if all || sink.changed > self.written {
                 let checkpoint = sink.checkpoint(&info.name, durable_end, self.rows_end, &self.voids);
                 records.push(Record::Checkpoint(checkpoint));

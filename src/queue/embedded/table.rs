@@ -460,6 +460,8 @@ pub(super) struct Told {
     parked: Vec<u64>,
     /// Rows ended that its checkpoint does not know of yet.
     ended: Tally,
+    /// The offsets of those that were dropped.
+    pub dropped: Vec<u64>,
 }
 
 /// What the failure table holds: what the index says, and the log from there on. Where the index is not to
@@ -566,6 +568,7 @@ impl Told {
             RowRecord::Gone { offset, end, .. } => {
                 if self.rows.remove(offset).is_some() && is_news {
                     self.ended.add(end);
+                    self.dropped.extend((end == End::Dropped).then_some(offset));
                 }
             }
         }

@@ -434,3 +434,56 @@ fn a_hundred_thousand_dead_rows_page_reopen_and_redrive() {
     assert_eq!(house.redrive(Selection::All, Redrive::Drop), ROWS);
     assert_eq!(house.adds_up(ROWS).dropped, ROWS);
 }
+
+#[test]
+fn a_dropped_event_is_called_dropped_for_as_long_as_the_log_holds_it() {
+    let (disk, mut house) = new();
+    let dropped = || Fate::Dropped { reason: "let it go".to_owned() };
+    house.accept(&[0, 1, 2, 3, 4]).unwrap();
+    let fates = vec![Fate::Delivered, dropped(), retry(1, 0), dead(1), Fate::Delivered];
+    house.claim(HOOK, ALL).unwrap().resolve(each(fates));
+    house.work();
+    let states = |house: &House| {
+        let state = |offset| match house.queue.event(offset).unwrap() {
+            Lookup::Found { sinks, .. } => sinks[0].1,
+            other => panic!("{other:?}"),
+        };
+        (0..5).map(state).collect::<Vec<_>>()
+    };
+    use EventState::{Dead, Delivered, Dropped, Retrying};
+    assert_eq!(states(&house), [Delivered, Dropped, Retrying, Dead, Delivered]);
+    house.all(&dropped());
+    assert_eq!(house.redrive(Selection::Offsets(vec![3]), Redrive::Drop), 1);
+    house.work();
+    let gone = [Delivered, Dropped, Dropped, Dropped, Delivered];
+    assert_eq!(states(&house), gone);
+    for disk in [disk.kill(), disk.power_loss(Policy::Drop, 0)] {
+        let mut house = open_hook(&disk);
+        assert_eq!(states(&house), gone, "also after a crash");
+        house.accept(&[5]).unwrap();
+        house.all(&Fate::Delivered);
+        house.close();
+        assert_eq!(states(&open_hook(&disk)), gone, "and after a stop");
+    }
+}
+
+#[test]
+fn a_ledger_that_does_not_say_what_was_dropped_makes_nobody_call_it_delivered() {
+    let (disk, mut house) = new();
+    house.accept(&[0, 1, 2]).unwrap();
+    let fates = vec![Fate::Delivered, Fate::Dropped { reason: "let it go".to_owned() }];
+    house.claim(HOOK, ALL).unwrap().resolve(each(fates));
+    house.queue.shared.state().sinks[0].dropped = super::super::dropped::Dropped::default();
+    house.close(); // as an older program would have left it
+    let mut house = open_hook(&disk);
+    house.all(&Fate::Delivered);
+    house.work();
+    house.accept(&[3]).unwrap();
+    house.all(&Fate::Delivered);
+    house.work();
+    let state = |offset| match house.queue.event(offset).unwrap() {
+        Lookup::Found { sinks, .. } => sinks[0].1,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([state(0), state(1), state(3)], [EventState::Done, EventState::Done, EventState::Delivered]);
+}

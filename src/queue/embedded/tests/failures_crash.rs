@@ -166,6 +166,13 @@ fn check(walks: &Walks, disk: &SimulatedDisk, operation: u64, what: &str) {
     for (offset, stops) in &walks.0 {
         let at = match house.queue.event(*offset).unwrap() {
             Lookup::NotYet => continue,
+            // Those that come through, and those that are given up.
+            Lookup::Found { sinks, .. } if sinks[0].1 == EventState::Delivered && offset % 4 > 1 => {
+                panic!("{what}: event {offset} was dropped and is called delivered")
+            }
+            Lookup::Found { sinks, .. } if sinks[0].1 == EventState::Dropped && offset % 4 < 2 => {
+                panic!("{what}: event {offset} was delivered and is called dropped")
+            }
             Lookup::Found { sinks, .. } if sinks[0].1 == EventState::Pending => At::Pending,
             _ => rows.get(offset).copied().unwrap_or(At::Gone),
         };
