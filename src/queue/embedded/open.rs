@@ -449,13 +449,7 @@ fn restore_sink(
         }
     }
     let window = Window::resume(acked, finished.iter());
-    let counted = known.map_or(0, |known| known.dropped);
-    let mut dropped = Dropped::resume(memory.dropped.get(&info.name), counted, window.next());
-    told.dropped.iter().for_each(|offset| dropped.insert(*offset));
-    if lost > 0 || is_damaged {
-        dropped.forget_below(window.next());
-    }
-    dropped.changed = u64::from(dropped.take_news());
+    let dropped = restore_dropped(info, memory, &told, window.next(), lost > 0 || is_damaged);
     let paused_by_operator = memory.paused.get(&info.name).copied().unwrap_or(false);
     let has_news = known.is_none_or(|known| {
         (known.acked, known.rows, known.delivered, known.dropped, known.skipped, known.is_configured)
@@ -481,6 +475,19 @@ fn restore_sink(
         pause_changed: 0,
     };
     (progress, lost)
+}
+
+/// Which events were dropped, with the news that the failure table has of it. Where some were lost with damage, nobody
+/// knows which of those below `end`.
+fn restore_dropped(info: &SinkInfo, memory: &Memory, told: &Told, end: u64, has_lost: bool) -> Dropped {
+    let counted = memory.checkpoints.get(&info.name).map_or(0, |known| known.dropped);
+    let mut dropped = Dropped::resume(memory.dropped.get(&info.name), counted, end);
+    told.dropped.iter().for_each(|offset| dropped.insert(*offset));
+    if has_lost {
+        dropped.forget_below(end);
+    }
+    dropped.changed = u64::from(dropped.take_news());
+    dropped
 }
 
 fn resume(sink: &SinkProgress) -> Resume {
