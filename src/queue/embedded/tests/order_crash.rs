@@ -277,6 +277,7 @@ struct History(Vec<(u64, Book)>);
 fn script(disk: &SimulatedDisk, config: &Config, history: &mut History) -> Option<()> {
     let mut book = Book::default();
     let mut random = Random::new(3);
+    let mut waited = 0;
     for _life in 0..2 {
         let mut house = House::open_with(disk, config, ordered()).ok()?;
         house.try_work()?;
@@ -304,12 +305,16 @@ fn script(disk: &SimulatedDisk, config: &Config, history: &mut History) -> Optio
                 history.0.push((disk.operations(), book.clone()));
             }
             house.try_work()?;
+            let query = FailureQuery { limit: 1000, ..FailureQuery::default() };
+            let rows = house.queue.failures(&query).ok()?.rows;
+            waited += rows.iter().filter(|row| row.attempts == 0).count();
             now += 10;
             house.time.store(now, Ordering::Relaxed);
         }
         house.try_close()?;
         book.attempted.clear();
     }
+    assert!(waited > 10, "{waited} rows waited");
     Some(())
 }
 
