@@ -93,7 +93,7 @@ mod handle;
 pub mod inspect;
 mod offline;
 #[cfg(test)]
-mod power_loss;
+pub(crate) mod power_loss;
 mod quarantine;
 mod reader;
 mod recovery;

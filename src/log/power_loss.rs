@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::frame::Record;
 use super::{AppendError, Log, LogError, Options, Recovered, Step, Stock, Stream, Writer, recover};
 use crate::disk::SimulatedDisk;
-use crate::disk::simulated::{Failure, PagesAfter, Policy, Random, Times};
+use crate::disk::simulated::{CrashStates, Failure, PagesAfter, Policy, Random, Times};
 
 const SEGMENT_BYTES: u64 = 8192;
 const SEGMENTS: u64 = 6;
@@ -267,54 +267,48 @@ fn seeds() -> u64 {
 }
 
 /// Crashes after every operation of the script with this seed, each random policy with so many seeds
-/// of its own. Returns the states seen.
-fn explore(script: u64, losses: u64, prepare: impl Fn(&SimulatedDisk)) -> u64 {
+/// of its own.
+pub(crate) fn explore(script: u64, losses: u64, states: &mut CrashStates) {
+    explore_on(script, losses, states, |_| {});
+}
+
+fn explore_on(script: u64, losses: u64, states: &mut CrashStates, prepare: impl Fn(&SimulatedDisk)) {
     let mut run = Run::new(script);
     prepare(&run.disk);
     run.run().expect("nothing fails");
-    let mut states = 0;
     for operation in 0..=run.disk.operations() {
         let before = run.disk.at(operation).expect("recorded");
-        for policy in Policy::ALL {
-            for loss in 0..if policy.is_random() { losses } else { 1 } {
-                let place = || {
-                    let what = run.disk.describe(operation);
-                    format!("script {script}, operation {operation} ({what}), {policy:?}, loss {loss}")
-                };
-                states += located(place, || after_loss(&run.history, &before, operation, policy, loss));
-            }
+        for (loss, (left, what)) in (0..).zip(states.left(&before, losses)) {
+            let did = run.disk.describe(operation);
+            let place = || format!("log script {script}, {what} after operation {operation} ({did})");
+            located(place, || match loss {
+                0 => after_kill(&run.history, &left, operation, states),
+                _ => after_loss(&run.history, &left, operation, loss, states),
+            });
         }
-        let place = || {
-            format!("script {script}, killed after operation {operation} ({})", run.disk.describe(operation))
-        };
-        states += located(place, || after_kill(&run.history, &before, operation));
     }
-    states
 }
 
 /// Boots after a power loss; crashes in the midst of that recovery, too.
-fn after_loss(history: &History, before: &SimulatedDisk, operation: u64, policy: Policy, loss: u64) -> u64 {
+fn after_loss(history: &History, disk: &SimulatedDisk, operation: u64, loss: u64, states: &mut CrashStates) {
     let known_durable = if loss.is_multiple_of(2) { 0 } else { history.promised_end(operation) };
-    let disk = before.power_loss(policy, loss);
     disk.record();
-    let recovered = boot(&disk, known_durable, loss ^ 0xb007).expect("recovery never refuses to start");
+    let recovered = boot(disk, known_durable, loss ^ 0xb007).expect("recovery never refuses to start");
     let seen = check(history, operation, known_durable, &recovered);
-    let mut states = 1;
     // Chosen by the place, so that all crash points inside recovery are met over the whole run.
     let nested = 1 + (operation + loss) % disk.operations().max(1);
     for (at, policy) in
         [(disk.operations(), Policy::Drop), (nested, Policy::Drop), (nested, Policy::ALL[loss as usize % 8])]
     {
         let again = disk.at(at).expect("recorded").power_loss(policy, loss);
+        states.note(&again);
         let recovered = boot(&again, known_durable, loss ^ 0xb008).expect("recovery never refuses to start");
         let seen_again = located(
             || format!("operation {at} of recovery ({}), then {policy:?}", disk.describe(at)),
             || check(history, operation, known_durable, &recovered),
         );
         assert_eq!(seen_again, seen, "a crash inside recovery, after {} operations, changed the verdict", at);
-        states += 1;
     }
-    states
 }
 
 /// Tells what a recovery did to the disk when a check after it fails.
@@ -330,14 +324,14 @@ impl Drop for Trace<'_> {
 }
 
 /// Boots on the page cache of a killed process; then the power goes as well.
-fn after_kill(history: &History, before: &SimulatedDisk, operation: u64) -> u64 {
-    let disk = before.kill();
+fn after_kill(history: &History, disk: &SimulatedDisk, operation: u64, states: &mut CrashStates) {
     disk.record();
-    let recovered = boot(&disk, 0, 0xb009).expect("recovery never refuses to start");
+    let recovered = boot(disk, 0, 0xb009).expect("recovery never refuses to start");
     let seen = check(history, operation, 0, &recovered);
-    let _on_panic = Trace(&disk);
+    let _on_panic = Trace(disk);
     for (loss, policy) in Policy::ALL.into_iter().enumerate() {
         let lost = disk.power_loss(policy, loss as u64);
+        states.note(&lost);
         let recovered = boot(&lost, 0, 0xb00a).expect("recovery never refuses to start");
         let mut seen_again = check(history, operation, 0, &recovered);
         // Released records may come back: everyone is durably past them.
@@ -345,16 +339,15 @@ fn after_kill(history: &History, before: &SimulatedDisk, operation: u64) -> u64 
         seen_again.retain(|record| record.0 >= released || seen.contains(record));
         assert_eq!(seen_again, seen, "{policy:?} lost what recovery had shown");
     }
-    1 + Policy::ALL.len() as u64
 }
 
 #[test]
 fn no_power_loss_at_any_operation_loses_moves_or_tears_what_was_promised() {
-    let mut states = 0;
+    let mut states = CrashStates::default();
     for script in 0..seeds() {
-        states += explore(script, 3, |_| {});
+        explore(script, 3, &mut states);
     }
-    println!("{states} crash states of {} scripts explored", seeds());
+    println!("{} scripts of the log: {states}", seeds());
 }
 
 #[test]
@@ -362,7 +355,8 @@ fn a_log_that_forgot_one_kind_of_sync_would_be_caught() {
     for (data, dirs) in [(true, false), (false, true)] {
         let caught = catch_unwind(|| {
             for script in 0..8 {
-                explore(script, 1, |disk| disk.ignore_syncs(data, dirs));
+                let mut states = CrashStates::default();
+                explore_on(script, 1, &mut states, |disk| disk.ignore_syncs(data, dirs));
             }
         });
         assert!(caught.is_err(), "syncs left out unnoticed: of files {data}, of directories {dirs}");
@@ -374,13 +368,19 @@ fn a_log_that_forgot_one_kind_of_sync_would_be_caught() {
 fn a_log_that_believed_stale_bytes_would_be_caught() {
     use crate::planted::{Mistake, plant};
     plant(Some(Mistake::StaleBytesTrusted));
-    let caught = (0..8).any(|script| catch_unwind(|| explore(script, 1, |_| {})).is_err());
+    let caught =
+        (0..8).any(|script| catch_unwind(|| explore(script, 1, &mut CrashStates::default())).is_err());
     plant(None);
     assert!(caught, "stale bytes are believed unnoticed");
 }
 
 /// Runs the script with a fault in it, then boots from the page cache, then after a power loss.
-fn with_fault(script: u64, place: impl Fn() -> String, arm: impl Fn(&SimulatedDisk)) -> u64 {
+fn with_fault(
+    script: u64,
+    states: &mut CrashStates,
+    place: impl Fn() -> String,
+    arm: impl Fn(&SimulatedDisk),
+) {
     let mut run = Run::new(script);
     arm(&run.disk);
     located(&place, || {
@@ -389,57 +389,65 @@ fn with_fault(script: u64, place: impl Fn() -> String, arm: impl Fn(&SimulatedDi
         run.disk.heal();
         let operation = run.disk.operations();
         let _ = failed; // a fault the stock met is no failure of the log
-        after_kill(&run.history, &run.disk, operation);
-        for (loss, policy) in Policy::ALL.into_iter().enumerate() {
-            after_loss(&run.history, &run.disk, operation, policy, loss as u64);
+        let left = states.left(&run.disk, 1);
+        for (loss, (left, what)) in (0..).zip(left) {
+            located(
+                || what,
+                || match loss {
+                    0 => after_kill(&run.history, &left, operation, states),
+                    _ => after_loss(&run.history, &left, operation, loss, states),
+                },
+            );
         }
     });
-    1 + 4 * Policy::ALL.len() as u64
 }
 
 #[test]
 fn a_sync_that_fails_at_any_time_costs_nothing_that_was_promised() {
-    let mut states = 0;
+    let mut states = CrashStates::default();
     for script in 0..seeds() {
         let mut whole = Run::new(script);
         whole.run().expect("nothing fails");
         for nth in 1..=whole.disk.operations() / 2 {
             let pages = [PagesAfter::Clean, PagesAfter::Dirty, PagesAfter::Reverted][nth as usize % 3];
             for (reached, times) in [(Policy::Drop, Times::Once), (Policy::Torn, Times::Forever)] {
-                states += with_fault(
+                with_fault(
                     script,
+                    &mut states,
                     || format!("script {script}, sync {nth} fails, pages {pages:?}, {reached:?}, {times:?}"),
                     |disk| disk.fail_sync(nth, pages, reached, times),
                 );
             }
         }
     }
-    println!("{states} states after failed syncs explored");
+    println!("after failed syncs: {states}");
 }
 
 #[test]
 fn a_write_that_fails_at_any_time_costs_nothing_that_was_promised() {
-    let mut states = 0;
+    let mut states = CrashStates::default();
     for script in 0..seeds() {
         let mut whole = Run::new(script);
         whole.run().expect("nothing fails");
         for nth in 1..=whole.disk.operations() / 2 {
             let failure = [Failure::Io, Failure::NoSpace, Failure::Quota][nth as usize % 3];
             let written = Random::new(nth).below(2_000) as usize;
-            states += with_fault(
+            with_fault(
                 script,
+                &mut states,
                 || format!("script {script}, write {nth} fails after {written} bytes"),
                 |disk| disk.fail_write(nth, failure, written, Times::Once),
             );
         }
         for nth in 1..=whole.disk.operations() {
             let failure = [Failure::Io, Failure::NoSpace, Failure::TooManyOpenFiles][nth as usize % 3];
-            states += with_fault(
+            with_fault(
                 script,
+                &mut states,
                 || format!("script {script}, operation {nth} fails with {failure:?}"),
                 |disk| disk.fail_operation(nth, failure, Times::Once),
             );
         }
     }
-    println!("{states} states after failed writes and other calls explored");
+    println!("after failed writes and other calls: {states}");
 }

@@ -1,5 +1,6 @@
 //! A file's bytes: copy-on-write pages, so that a snapshot costs a pointer and a write one page.
 
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 /// The unit of allocation, and of what two snapshots share.
@@ -105,6 +106,22 @@ impl Content {
             }
         }
         self.len = len;
+    }
+}
+
+/// By bytes, not by what is shared: a page of zeros is one however it came to be.
+impl Hash for Content {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.len.hash(hasher);
+        for (number, page) in self.pages.iter().enumerate() {
+            if let Some(page) = page
+                && !Arc::ptr_eq(page, &ZEROS)
+                && page.iter().any(|byte| *byte != 0)
+            {
+                number.hash(hasher);
+                hasher.write(&page[..]);
+            }
+        }
     }
 }
 

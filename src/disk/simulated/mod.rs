@@ -60,6 +60,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Access, DirEntry, Disk, DiskFile, EntryKind};
 use content::{MAX_FILE_BYTES, PAGE_BYTES};
+pub use crash_states::CrashStates;
 use fault::Faults;
 pub use fault::{Failure, PagesAfter, Times};
 use file::SimulatedFile;
@@ -67,6 +68,7 @@ pub use random::Random;
 use state::{Change, Entry, Inode, NameChange, State, parent};
 
 mod content;
+mod crash_states;
 mod fault;
 mod file;
 mod loss;
@@ -313,9 +315,9 @@ impl SimulatedDisk {
             Some(failure) => Err(failure.error()),
             None => action(&mut inner, power),
         };
-        let state = inner.state.clone();
+        let inner = &mut *inner;
         if let Some(recorded) = &mut inner.recorded {
-            recorded.states.push((describe(), state));
+            recorded.states.push((describe(), inner.state.clone()));
         }
         inner.powered()?;
         result

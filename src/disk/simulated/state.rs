@@ -13,7 +13,7 @@ use super::content::Content;
 /// Names and what they stand for. Paths are kept whole: directories are never renamed or removed.
 pub(super) type Names = BTreeMap<PathBuf, Entry>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Entry {
     Dir,
     File(u64),

@@ -3,6 +3,7 @@
 mod behaviour;
 mod copy;
 mod crash;
+mod crash_states;
 mod failures;
 mod failures_crash;
 mod index;
