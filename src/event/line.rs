@@ -65,22 +65,17 @@ impl Stamp<'_> {
 /// Reads the stamp off the end of a line, without reading the line: an archive line ends in
 /// `"eventflowoffset":"<digits>","eventflowtime":"<time>"}`. `None` when this one does not.
 pub fn stamp(line: &[u8]) -> Option<Stamp<'_>> {
-    const OFFSET: &[u8] = b"\"eventflowoffset\":\"";
+    const OFFSET: &[u8] = b",\"eventflowoffset\":\"";
     const TIME: &[u8] = b"\",\"eventflowtime\":\"";
-    /// A stamp is shorter: its keys, 20 digits, a time of at most 40 characters.
-    const LONGEST: usize = 128;
+    const MOST_DIGITS: usize = 20;
     let line = line.strip_suffix(b"\"}")?;
-    let from = line.len().saturating_sub(LONGEST);
-    let at = from + memchr::memmem::rfind(&line[from..], OFFSET)?;
-    let end = &line[at + OFFSET.len()..];
-    let digits = memchr::memmem::find(end, TIME)?;
-    let offset = std::str::from_utf8(&end[..digits]).ok()?;
-    let time = std::str::from_utf8(&end[digits + TIME.len()..]).ok()?;
-    if offset.is_empty() || !offset.bytes().all(|b| b.is_ascii_digit()) || time.contains('"') {
-        return None;
-    }
-    let text_bytes = line[..at].strip_suffix(b",")?.len();
-    Some(Stamp { offset: offset.parse().ok()?, time, text_bytes })
+    let (before, time) = line.split_at(memchr::memrchr(b'"', line)? + 1);
+    let before = before.strip_suffix(TIME)?;
+    let digits = before.iter().rev().take(MOST_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+    let (text, offset) = before.split_at(before.len() - digits);
+    let offset = std::str::from_utf8(offset).ok()?.parse().ok()?;
+    let time = std::str::from_utf8(time).ok()?;
+    Some(Stamp { offset, time, text_bytes: text.strip_suffix(OFFSET)?.len() })
 }
 
 /// The attribute that a replayed event has in addition.

@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 use crate::disk::{Access, Disk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
 use crate::log::{Chunk, LogError, OfflineReader, ReadError};
-use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Piece};
+use crate::sink::json_file::catalog::{Catalog, CatalogFile};
+use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Lines, Piece};
 
+use super::ahead::Ahead;
 use super::filter::Filter;
 
 /// A file may hold events of the day before its own, accepted while the clock stood behind: a little
@@ -158,19 +160,33 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
         Ok(self.tally)
     }
 
-    /// Reads the archive's files that can hold events from `next` on.
+    /// Reads the archive's files that can hold wanted events from `next` on.
     fn read_archive(&mut self) -> Result<(), JoinError> {
-        let files =
-            layout::list(self.disk, self.root).map_err(|source| self.unreadable(self.root, source))?;
-        let selected = self.select(&files);
-        let sizes: Vec<u64> = selected.iter().map(|file| self.size(file)).collect();
+        let catalog =
+            Catalog::read(self.disk, self.root).map_err(|source| self.unreadable(self.root, source))?;
+        let files = self.select(catalog.files);
+        let sizes: Vec<u64> =
+            files.iter().map(|(file, pass)| if pass.is_some() { 0 } else { self.size(&file.file) }).collect();
         self.bytes_total = self.bytes_done + sizes.iter().sum::<u64>();
-        for (file, size) in selected.iter().zip(sizes) {
+        for ((file, pass), size) in files.iter().zip(sizes) {
             let start = self.bytes_done;
-            match self.read_file(file, start) {
-                // Compressed, renamed or removed by someone since it was listed: the next look tells.
-                Err(JoinError::Archive { source, .. }) if source.kind() == io::ErrorKind::NotFound => break,
-                result => result?,
+            match pass {
+                // Nothing of it is wanted, and neither is the log's copy of it.
+                Some(end) => {
+                    if file.file.first_offset > self.next {
+                        self.fill(file.file.first_offset.min(self.filter.offsets.end))?;
+                    }
+                    self.next = self.next.max(*end);
+                }
+                None => match self.read_file(&file.file, start) {
+                    Err(JoinError::Archive { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                        if !self.is_lost(file)? {
+                            break; // compressed or removed since it was listed: the next look tells
+                        }
+                        self.bad += 1;
+                    }
+                    result => result?,
+                },
             }
             self.bytes_done = start + size;
             self.out.progress(self.bytes_done, self.bytes_total);
@@ -181,27 +197,40 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
         Ok(())
     }
 
-    /// The files whose names do not say that all their events are out of range.
-    fn select(&mut self, files: &[ArchiveFile]) -> Vec<ArchiveFile> {
+    /// The files that may have something to do with the range, each with its end when all of its events
+    /// are out of it: as the manifest says of finished files, and of others their names.
+    fn select(&self, files: Vec<CatalogFile>) -> Vec<(CatalogFile, Option<u64>)> {
         let times = &self.filter.times;
-        // A date change begins a new file, so a file of an earlier day than wanted has nothing.
-        let too_old = |file: &ArchiveFile| times.start.is_some_and(|from| file.day < Day::of(from));
-        let too_young =
-            |file: &ArchiveFile| times.end.is_some_and(|to| Day(file.day.0 - DAYS_BEHIND).start() >= to);
+        let is_missed = |file: &CatalogFile| match file.times() {
+            Some(of_file) => {
+                times.start.is_some_and(|from| *of_file.end() < from)
+                    || times.end.is_some_and(|to| *of_file.start() >= to)
+            }
+            None => {
+                // A date change begins a new file, so a file of an earlier day than wanted has nothing.
+                let day = file.file.day;
+                times.start.is_some_and(|from| day < Day::of(from))
+                    || times.end.is_some_and(|to| Day(day.0 - DAYS_BEHIND).start() >= to)
+            }
+        };
+        let firsts: Vec<u64> = files.iter().skip(1).map(|file| file.file.first_offset).collect();
         let mut selected = Vec::new();
-        for (index, file) in files.iter().enumerate() {
-            let ends = files.get(index + 1).map_or(u64::MAX, |following| following.first_offset);
-            if file.first_offset >= self.filter.offsets.end || ends <= self.next {
+        for (index, file) in files.into_iter().enumerate() {
+            let end = file.last_offset().map(|last| last + 1).or_else(|| firsts.get(index).copied());
+            if file.file.first_offset >= self.filter.offsets.end || end.is_some_and(|end| end <= self.next) {
                 continue;
             }
-            if too_old(file) && selected.is_empty() {
-                // What it holds is not wanted, and neither is the log's copy of it.
-                self.next = self.next.max(if ends == u64::MAX { file.first_offset } else { ends });
-            } else if !too_old(file) && !too_young(file) {
-                selected.push(file.clone());
-            }
+            let pass = is_missed(&file).then(|| end.unwrap_or(file.file.first_offset));
+            selected.push((file, pass));
         }
         selected
+    }
+
+    /// Whether a file that is not there is to be there: the manifest still says so.
+    fn is_lost(&self, file: &CatalogFile) -> Result<bool, JoinError> {
+        let again = Catalog::read(self.disk, self.root);
+        let again = again.map_err(|source| self.unreadable(self.root, source))?;
+        Ok(file.listed.is_some() && again.files.contains(file))
     }
 
     fn size(&self, file: &ArchiveFile) -> u64 {
@@ -210,7 +239,12 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
 
     fn read_file(&mut self, file: &ArchiveFile, bytes_before: u64) -> Result<(), JoinError> {
         let unreadable = |source| JoinError::Archive { path: file.path.clone(), source };
-        let mut lines = layout::open_lines(self.disk, file).map_err(unreadable)?;
+        let text = layout::open_text(self.disk, file);
+        let text = text.and_then(|text| match file.form {
+            Form::Plain => Ok(text),
+            Form::Zstd | Form::Gzip => Ok(Box::new(Ahead::start(text)?) as Box<dyn io::Read + Send>),
+        });
+        let mut lines = Lines::new(text.map_err(unreadable)?);
         let mut told = 0;
         loop {
             let position = lines.position();

@@ -6,6 +6,7 @@
 //! name beside its own, synced and renamed. Damage on the way costs what it hit, is said, and ends
 //! with code 5.
 
+mod ahead;
 mod filter;
 mod join;
 #[cfg(test)]
@@ -16,6 +17,8 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgs, Exit, Failure, count};
@@ -31,7 +34,7 @@ pub(super) use join::{JoinError, Output, Tally};
 
 pub(super) const EXAMPLES: &str = "Examples:
   eventflow export > all.ndjson
-  eventflow export --from 2025-01-01 --to 2025-02-01 --type 'com.example.order.*' -o january.ndjson
+  eventflow export --from 2025-01-01 --to 2025-02-01 --type 'com.example.order.*' -o january.ndjson.zst
   eventflow export --from 1000 --to 2000 --format json | jq '.[].id'";
 
 /// `eventflow export`
@@ -54,7 +57,8 @@ pub(super) struct ExportArgs {
     /// One event a line, or one JSON array of all of them
     #[arg(long, value_enum, default_value_t = Format::Ndjson)]
     format: Format,
-    /// Write to this file instead of standard output; it appears, or is replaced, when it is whole
+    /// Write to this file instead of standard output, compressed when its name ends in `.zst` or `.gz`; it
+    /// appears, or is replaced, when it is whole
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -235,20 +239,70 @@ impl<W: Write> Output for Printer<W> {
 fn to_file(
     path: &Path,
     format: Format,
-    write: impl FnOnce(&mut Printer<File>) -> Result<Tally, JoinError>,
+    write: impl FnOnce(&mut Printer<Target>) -> Result<Tally, JoinError>,
 ) -> Result<Tally, JoinError> {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let partial = Partial(dir.join(format!(".{name}.{}.partial", std::process::id())));
-    let file = File::create(&partial.0).map_err(JoinError::Output)?;
-    let mut printer = Printer::new(file, format, true);
+    let target = Target::create(&partial.0, path).map_err(JoinError::Output)?;
+    let mut printer = Printer::new(target, format, true);
     let tally = write(&mut printer)?;
-    let file = printer.finish()?;
+    let file = printer.finish()?.finish().map_err(JoinError::Output)?;
     file.sync_all()
         .and_then(|()| fs::rename(&partial.0, path))
         .and_then(|()| File::open(dir)?.sync_all())
         .map_err(JoinError::Output)?;
     Ok(tally)
+}
+
+/// What is written to a file: as it is, or compressed as the ending of its name says.
+enum Target {
+    Plain(File),
+    Zstd(zstd::Encoder<'static, File>),
+    Gzip(GzEncoder<File>),
+}
+
+impl Target {
+    /// Makes the file at `path`, for one that will be called `name`.
+    fn create(path: &Path, name: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        Ok(match name.extension().and_then(|ending| ending.to_str()) {
+            Some("zst") => {
+                let mut encoder = zstd::Encoder::new(file, zstd::DEFAULT_COMPRESSION_LEVEL)?;
+                encoder.include_checksum(true)?;
+                Target::Zstd(encoder)
+            }
+            Some("gz") => Target::Gzip(GzEncoder::new(file, Compression::default())),
+            _ => Target::Plain(file),
+        })
+    }
+
+    /// Ends the compression and hands back the file.
+    fn finish(self) -> io::Result<File> {
+        match self {
+            Target::Plain(file) => Ok(file),
+            Target::Zstd(encoder) => encoder.finish(),
+            Target::Gzip(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Target::Plain(file) => file.write(bytes),
+            Target::Zstd(encoder) => encoder.write(bytes),
+            Target::Gzip(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Target::Plain(file) => file.flush(),
+            Target::Zstd(encoder) => encoder.flush(),
+            Target::Gzip(encoder) => encoder.flush(),
+        }
+    }
 }
 
 /// A temporary file; goes when the export fails. After the rename there is none under this name.

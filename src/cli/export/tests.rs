@@ -11,6 +11,7 @@ use crate::disk::{Disk, SimulatedDisk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
 use crate::log::{Chunk, Damage, ReadError, ReadRecord};
 use crate::sink::json_file::layout::{Day, relative_path};
+use crate::sink::json_file::manifest::Entry;
 
 const HOUR: i64 = 3_600_000_000;
 /// 2025-06-15T00:00:00Z, when offset 0 was accepted; one event an hour.
@@ -349,4 +350,86 @@ fn a_file_appears_whole_or_not_at_all() {
     .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(fs::read_to_string(&path).unwrap(), "{}\n");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+}
+
+#[test]
+fn the_ending_of_its_name_says_how_a_file_is_compressed() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = line(7);
+    let write = |name: &str| {
+        let path = dir.path().join(name);
+        to_file(&path, Format::Ndjson, |out| {
+            (0..1000).for_each(|_| out.line(&line).unwrap());
+            Ok(Tally::default())
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        fs::read(path).unwrap()
+    };
+    let plain = write("out.ndjson");
+    assert_eq!(plain.len(), 1000 * (line.len() + 1));
+    let zstd = write("out.ndjson.zst");
+    assert!(zstd.len() < plain.len() / 10);
+    assert_eq!(zstd::decode_all(&zstd[..]).unwrap(), plain);
+    let mut gzip = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&write("out.gz")[..]), &mut gzip).unwrap();
+    assert_eq!(gzip, plain);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no temporary file stays");
+}
+
+fn entry(first: u64, last: u64, path: &Path) -> Entry {
+    Entry {
+        name: path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned(),
+        first_offset: first,
+        last_offset: last,
+        count: last - first + 1,
+        bytes: 1,
+        sha256: String::new(),
+        voids: vec![],
+        sparse: false,
+        covers_from: first,
+        first_time: accepted_at(first),
+        last_time: accepted_at(last),
+        content_bytes: 1,
+        content_crc32: 0,
+        removed: None,
+        reason: None,
+        files: 1,
+    }
+}
+
+#[test]
+fn a_file_whose_times_the_manifest_tells_is_read_only_where_it_has_something() {
+    // Four files of one day.
+    let disk = archive(&[0..6, 6..12, 12..18, 18..24]);
+    let path = |first: u64| Path::new(ROOT).join(relative_path(Day::of(accepted_at(first)), first));
+    let lines: Vec<u8> =
+        [0, 6, 12].into_iter().flat_map(|first| entry(first, first + 5, &path(first)).to_line()).collect();
+    place(&disk, &Path::new(ROOT).join("manifest.ndjson"), &lines);
+    for (from, to, expected, unread) in [
+        (7, 9, 7..9, vec![0, 12]),
+        (0, 1, 0..1, vec![6, 12]),
+        (14, 20, 14..20, vec![0, 6]),
+        (22, 30, 22..30, vec![0, 6, 12]),
+    ] {
+        let disk = disk.kill();
+        unread.iter().for_each(|first| disk.make_unreadable(&path(*first), 0..u64::MAX).unwrap());
+        let time = |offset| Some(Bound::Time(accepted_at(offset)));
+        let filter = Filter::new(time(from), time(to), &[], &[]).unwrap();
+        let (found, tally) = export(&disk, log(24..40), &filter);
+        assert_lines(&found, expected);
+        assert_eq!(tally.bad_lines, 0);
+    }
+}
+
+#[test]
+fn a_listed_file_that_is_gone_is_told_unless_the_log_has_its_events() {
+    let disk = archive(&[0..6, 12..18]);
+    let gone = Path::new(ROOT).join(relative_path(Day::of(accepted_at(6)), 6));
+    place(&disk, &Path::new(ROOT).join("manifest.ndjson"), &entry(6, 11, &gone).to_line());
+    let (found, tally) = export(&disk, log(18..20), &everything());
+    assert_lines(&found, (0..6).chain(12..20));
+    assert_eq!(tally.bad_lines, 1);
+    let (found, tally) = export(&disk, log(3..20), &everything());
+    assert_lines(&found, 0..20);
+    assert_eq!(tally.bad_lines, 0);
 }

@@ -201,7 +201,12 @@ impl Read for FileReader {
 
 /// Opens an archive file for reading its lines, decompressed where need be.
 pub fn open_lines(disk: &dyn Disk, file: &ArchiveFile) -> io::Result<Lines> {
-    Ok(Lines::new(decoded(file.form, FileReader::open(disk, &file.path)?)?))
+    Ok(Lines::new(open_text(disk, file)?))
+}
+
+/// Opens an archive file for reading its text, decompressed where need be.
+pub fn open_text(disk: &dyn Disk, file: &ArchiveFile) -> io::Result<Box<dyn Read + Send>> {
+    decoded(file.form, FileReader::open(disk, &file.path)?)
 }
 
 /// The text in a file of this form.
