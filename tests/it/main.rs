@@ -16,6 +16,7 @@ mod index;
 mod kill;
 mod metrics;
 mod openapi;
+mod outage;
 mod power;
 mod reload;
 mod replay;

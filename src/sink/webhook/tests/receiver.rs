@@ -63,7 +63,15 @@ impl Receiver {
         tls: Option<TlsAcceptor>,
         script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::behind(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls, script)
+    }
+
+    /// Takes connections from `listener` until its runtime ends.
+    pub fn behind(
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let receiver = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
         let (seen, script): (_, Script) = (receiver.seen.clone(), Arc::new(script));
         tokio::spawn(async move {
