@@ -278,7 +278,7 @@ const ARCHIVE: &[Key] = &[
     key("compress", "How finished files are kept; compressed in the background."),
     key(
         "retain_age",
-        "Finished files whose last event is older than this are removed; 0 keeps them for ever.",
+        "Finished files whose last event is older than this, by the clock and by the newest event in a finished file, are removed; 0 keeps them for ever.",
     ),
     key("retain_size", "While finished files take more than this, the oldest is removed; 0 is no bound."),
 ];

@@ -7,6 +7,7 @@
 
 mod copy;
 mod finish;
+mod meanwhile;
 
 use std::collections::BTreeSet;
 use std::ops::Range;

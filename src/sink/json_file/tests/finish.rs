@@ -508,3 +508,15 @@ fn lines_of_any(disk: &SimulatedDisk) -> BTreeSet<String> {
     }
     all
 }
+
+#[test]
+fn a_clock_that_is_years_ahead_makes_no_file_old() {
+    let world = World::new(24, 3);
+    let by_age = Options { retain_age: Some(Duration::from_secs(10 * 24 * 3600)), ..packed(Form::Zstd) };
+    let disk = SimulatedDisk::new(1);
+    let mut sink = open_with(&disk, by_age, Resume::default());
+    let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
+    assert!(archive_files(&disk).len() > 3);
+    tend_at(&sink, Micros(START + 3650 * DAY));
+    assert_whole(&disk, &world, &checkpoint, || "nothing was removed".into());
+}
