@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
-use super::offline::progress;
+use super::offline::{progress, threads};
 use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::daemon::Lock;
@@ -81,8 +81,6 @@ const HEAD: Style = Style::new().bold();
 
 /// Voids named one by one to people; JSON has all of them.
 const SHOWN_VOIDS: usize = 10;
-/// Files read at the same time at most.
-const MAX_THREADS: usize = 8;
 
 /// Looks at an archive and tells what it sees.
 type Show = fn(&ArchiveArgs, &Archive) -> Result<Exit, Failure>;
@@ -146,10 +144,6 @@ fn archives(args: &ArchiveArgs, config: &Config) -> Result<Vec<Archive>, Failure
         Some(Ok(Archive { options, token }))
     };
     wanted.into_iter().filter_map(open).collect()
-}
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS))
 }
 
 fn with_progress<T>(work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> io::Result<T>) -> Result<T, Failure> {

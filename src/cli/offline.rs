@@ -40,6 +40,9 @@ pub(super) struct WalArgs {
     json: bool,
 }
 
+/// Files read at the same time at most.
+const MAX_THREADS: usize = 8;
+
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 const HEAD: Style = Style::new().bold();
@@ -67,7 +70,7 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
         0
     });
     let bar = progress();
-    let found = inspect(&disk, &dir, Stream::Events, depth, known_durable, &mut |done, of| {
+    let found = inspect(&disk, &dir, Stream::Events, depth, known_durable, threads(), &|done, of| {
         bar.set_length(of);
         bar.set_position(done);
     });
@@ -82,6 +85,11 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
     // Looking is no judgement; verifying is.
     let damaged = depth == Depth::Everything && !found.damage.is_empty();
     Ok(if damaged { Exit::Damaged } else { Exit::Done })
+}
+
+/// Threads that read a directory side by side: one a processor, within reason.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |threads| threads.get().min(MAX_THREADS))
 }
 
 /// Progress on a terminal; nothing anywhere else.

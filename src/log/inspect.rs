@@ -1,13 +1,16 @@
 //! A read-only look at a log's directory, live or stopped, for `wal inspect` and `wal verify`.
 //!
-//! On the caller's thread, without a lock, without writing. Judges as recovery does, by E as far as
+//! On the threads it is given, a segment each at a time, without a lock, without writing. Judges as recovery does, by E as far as
 //! the log itself and the caller tell it. A running daemon releases segments and writes while this looks: a segment
 //! that is no longer what it was is left out, and damage in the last one counts when it is there at a
 //! second look.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::scan::{DAMAGED_FRAMES, ENDS_EARLY, Expect, LOST_HEADER, Loss, Scan, UNREADABLE, scan};
 use super::segment::segment_name;
@@ -73,14 +76,15 @@ pub struct SegmentInfo {
 
 /// Looks at the log in `dir` without changing anything. `known_durable` is what is known about E from
 /// elsewhere, 0 if nothing; of a running log it must have been learned before. `progress` is told how
-/// many bytes were read, out of how many.
+/// many bytes were read, out of how many; it may be called from any of the `threads`.
 pub fn inspect(
     disk: &dyn Disk,
     dir: &Path,
     stream: Stream,
     depth: Depth,
     known_durable: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    threads: usize,
+    progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Inspection, LogError> {
     let survey = Survey::new(disk, dir, stream, 0)?;
     let mut found = Inspection {
@@ -94,18 +98,10 @@ pub fn inspect(
     for (base, before) in survey.gone_before_first() {
         found.damage.push(damage(&dir.join(segment_name(base)), loss(0..0, before, UNREADABLE)));
     }
-    let is_read = |index: usize| depth == Depth::Everything || index + 1 == survey.segments.len();
-    let bytes_of = |(index, found): (usize, &Found)| if is_read(index) { found.limit() } else { 0 };
-    let total = survey.segments.iter().enumerate().map(bytes_of).sum();
-    let mut done = 0;
-    progress(done, total);
-    for (index, segment) in survey.segments.iter().enumerate() {
+    let looks = looks(disk, &survey, depth, found.known_durable, threads, progress);
+    for (index, (segment, look)) in survey.segments.iter().zip(looks).enumerate() {
         let end = survey.end_of(index);
-        let scan =
-            if is_read(index) { Some(look_into(disk, segment, end, found.known_durable)?) } else { None };
-        done += bytes_of((index, segment));
-        progress(done, total);
-        match scan {
+        match look.transpose()? {
             Some(Look::Gone) => continue, // released since the directory was listed
             Some(Look::Unreadable) => {
                 let to = end.unwrap_or(found.known_durable).max(segment.header.base);
@@ -160,6 +156,44 @@ impl Inspection {
             self.torn_tail = Some(TornTail { file, position, non_zero_bytes, quarantined: None });
         }
     }
+}
+
+/// A look into every segment that `depth` asks for, in their order. None depends on another: only the
+/// last is judged by E, and the others end where the next begins.
+fn looks(
+    disk: &dyn Disk,
+    survey: &Survey,
+    depth: Depth,
+    durable: u64,
+    threads: usize,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Vec<Option<Result<Look, LogError>>> {
+    let segments = &survey.segments;
+    let first = if depth == Depth::Everything { 0 } else { segments.len().saturating_sub(1) };
+    let total = segments[first..].iter().map(Found::limit).sum();
+    let next = AtomicUsize::new(first);
+    let done = Mutex::new(0);
+    let results = Mutex::new(BTreeMap::new());
+    progress(0, total);
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(segment) = segments.get(index) else { break };
+            let look = look_into(disk, segment, survey.end_of(index), durable);
+            results.lock().unwrap_or_else(PoisonError::into_inner).insert(index, look);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            *done += segment.limit();
+            progress(*done, total);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.clamp(1, segments.len().max(1)) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (0..segments.len()).map(|index| results.remove(&index)).collect()
 }
 
 /// What a look into a segment gave.
@@ -220,12 +254,16 @@ mod tests {
 
     fn look_knowing(disk: &SimulatedDisk, known: u64) -> Inspection {
         let before = (disk.operations(), disk.files());
-        let mut told = Vec::new();
-        let found = inspect(disk, &dir(), Stream::Events, Depth::Everything, known, &mut |done, of| {
-            told.push((done, of))
-        });
+        let told = Mutex::new(Vec::new());
+        let with = |threads| {
+            inspect(disk, &dir(), Stream::Events, Depth::Everything, known, threads, &|done, of| {
+                told.lock().unwrap().push((done, of))
+            })
+        };
+        let found = with(1);
+        assert_eq!(found.as_ref().ok(), with(3).as_ref().ok(), "threads change nothing");
         assert_eq!((disk.operations(), disk.files()), before, "nothing is written");
-        let (done, of) = *told.last().expect("progress is told");
+        let (done, of) = *told.lock().unwrap().last().expect("progress is told");
         assert_eq!(done, of);
         found.expect("it can be looked at")
     }
@@ -244,7 +282,7 @@ mod tests {
             let records: u64 = found.segments.iter().filter_map(|segment| segment.records).sum();
             assert_eq!((found.segments.len(), records), (3, written.len() as u64));
             let headers =
-                inspect(&disk, &dir(), Stream::Events, Depth::Headers, 0, &mut |_, _| {}).expect("it can");
+                inspect(&disk, &dir(), Stream::Events, Depth::Headers, 0, 1, &|_, _| {}).expect("it can");
             let ends =
                 |found: &Inspection| found.segments.iter().map(|s| (s.base, s.end)).collect::<Vec<_>>();
             assert_eq!(ends(&headers), ends(&look(&disk)));
