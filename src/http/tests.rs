@@ -689,6 +689,22 @@ async fn ambiguous_lengths_are_never_taken_twice() {
 }
 
 #[tokio::test]
+async fn with_length_and_chunks_the_chunks_count_and_nothing_behind_them_is_a_request() {
+    let running = start(|_| {}).await;
+    let behind = post(JSON, "8");
+    for lengths in
+        ["content-length: 4\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 4"]
+    {
+        let mut client = running.client().await;
+        let head = format!("POST /v1/events HTTP/1.1\r\nhost: x\r\n{JSON}{lengths}\r\n\r\n");
+        client.send([format!("{head}1\r\n7\r\n0\r\n\r\n").into_bytes(), behind.clone()].concat()).await;
+        assert_eq!(client.reply().await.status, 202, "{lengths}");
+        assert!(client.is_closed().await, "{lengths}");
+    }
+    assert_eq!(running.texts().len(), 2, "one event a request, and none of what came behind");
+}
+
+#[tokio::test]
 async fn a_client_that_ends_its_side_still_gets_its_answer() {
     let running = start(|_| {}).await;
     let mut client = running.client().await;
