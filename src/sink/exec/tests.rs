@@ -120,7 +120,7 @@ async fn a_program_that_falls_silent_is_killed_with_everything_it_started() {
     assert_eq!(delivered(&mut sink, [0]).await, "the program did not answer within 3s 600ms");
     // A signal is not its effect: the pipe ends when the last process that holds it has died.
     rustix::fs::fcntl_setfl(&held, rustix::fs::OFlags::empty()).unwrap();
-    let (ended, end) = std::sync::mpsc::channel();
+    let (ended, end) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let mut said = String::new();
         std::io::Read::read_to_string(&mut held, &mut said).unwrap();
