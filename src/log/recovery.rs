@@ -457,21 +457,16 @@ impl Beginning<'_> {
     /// bytes that are not on the disk and that it takes for clean: a sync alone would bring nothing there.
     ///
     /// Where a void stands before such a frame, it is written down in its place, as it would be in a
-    /// new segment: once E has moved on it could not be told from damage.
+    /// new segment: once E has moved on it could not be told from damage. Its place is cleared and synced
+    /// before: a frame that the next power loss leaves with torn bytes behind it would look damaged.
     fn write_again(&self, last: &Found, file: &dyn DiskFile) -> io::Result<()> {
         let Verdict { durable, ref scan, .. } = *self.verdict;
-        let void = |bytes: Range<u64>, void: Range<u64>| {
-            let mut frame = Vec::new();
-            frame::encode(
-                &mut frame,
-                &Header::void(last.header.salt, void.clone(), durable),
-                std::iter::empty(),
-            );
-            if void.is_empty() || bytes.end - bytes.start < frame.len() as u64 {
-                return Ok(()); // no frame ever stood there
+        let mut voids: Vec<(Range<u64>, Range<u64>)> = Vec::new();
+        let mut void = |bytes: Range<u64>, void: Range<u64>| {
+            // Where there is no room for its header, no frame ever stood.
+            if !void.is_empty() && bytes.end - bytes.start >= frame::HEADER_BYTES as u64 {
+                voids.push((bytes, void));
             }
-            frame.resize((bytes.end - bytes.start) as usize, 0);
-            file.write_all_at(&frame, bytes.start)
         };
         let mut walk = walk(self.disk, last, scan)?;
         while let Some(item) = walk.next()? {
@@ -486,14 +481,26 @@ impl Beginning<'_> {
                 Item::Frame(frame, _) => {
                     let offsets = frame.header.offsets();
                     if offsets.start >= durable && offsets.end <= scan.end {
-                        void(frame.position..frame.end(), offsets)?;
+                        void(frame.position..frame.end(), offsets);
                     }
                 }
                 Item::Gap(gap) if gap.offsets.start >= durable && gap.offsets.end <= scan.end => {
-                    void(gap.bytes, gap.offsets)?;
+                    void(gap.bytes, gap.offsets);
                 }
                 Item::Gap(_) | Item::Tail(_) => {}
             }
+        }
+        if voids.is_empty() {
+            return Ok(());
+        }
+        for (bytes, _) in &voids {
+            file.write_all_at(&vec![0; (bytes.end - bytes.start) as usize], bytes.start)?;
+        }
+        file.sync_data()?;
+        for (bytes, void) in voids {
+            let mut frame = Vec::new();
+            frame::encode(&mut frame, &Header::void(last.header.salt, void, durable), std::iter::empty());
+            file.write_all_at(&frame, bytes.start)?;
         }
         Ok(())
     }
