@@ -25,8 +25,9 @@ pub enum Kind {
     Idle,
     /// No records: the writer stopped cleanly after everything before it was synced.
     CleanStop,
-    /// No records: the offsets from `base` up to [`Header::next_offset`] hold nothing and nobody was
-    /// promised anything. Without it a gap between two intact frames would look like a removed frame.
+    /// No records: the offsets from `base` up to [`Header::next_offset`] hold nothing. Nobody was promised
+    /// anything, or they were lost and a repair has said so. Without it a gap between two intact frames
+    /// would look like a removed frame.
     Void,
 }
 

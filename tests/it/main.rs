@@ -19,6 +19,7 @@ mod openapi;
 mod outage;
 mod power;
 mod reload;
+mod repair;
 mod replay;
 mod sdk;
 mod snapshot;
