@@ -57,7 +57,8 @@
 //!
 //! A frame is one append: all its records or none. Frames of one group commit are written with one
 //! call and made durable by one sync. A header's checksum covers the table, so a flipped bit in one
-//! record's bytes costs that record and no other. An all-zero header is invalid by its magic.
+//! record's bytes costs that record and no other. An all-zero header is invalid by its magic, and one
+//! with an offset beyond 2^63 whatever its checksum says.
 //!
 //! # Watermarks
 //!

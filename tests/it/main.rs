@@ -9,6 +9,7 @@ mod eio;
 mod failures;
 mod faults;
 mod full_disk;
+mod fuzz;
 mod harness;
 mod hooks;
 mod hostile;

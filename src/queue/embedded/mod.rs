@@ -38,6 +38,8 @@ mod dedupe;
 mod dropped;
 mod failures;
 mod feed;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hold;
 mod index;
 mod lag;
