@@ -20,9 +20,10 @@ use crate::log::repair::{Action, Repair, plan};
 use crate::queue::embedded::wal_options;
 
 pub(super) const HELP: &str = "\
-A damaged segment is copied into quarantine and written anew with all its intact events; offsets that are lost become
-void, in the log and in the ledger, so that `verify` speaks of new damage only and `status` goes on counting the loss. A
-file that holds nothing of a segment moves into quarantine. Not while a daemon runs (code 3).
+A damaged segment is copied into quarantine and written anew with all its intact events. Offsets
+that are lost become void, in the ledger and in the log, so that `verify` speaks of new damage only
+and `status` goes on counting the loss. A file that holds nothing of a segment moves into
+quarantine. Not while a daemon runs (code 3).
 
 Examples:
   eventflow wal repair --data-dir /var/lib/eventflow            # says what it would do

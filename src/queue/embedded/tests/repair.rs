@@ -24,9 +24,9 @@ fn segments(disk: &SimulatedDisk) -> Vec<PathBuf> {
     disk.files().into_iter().filter(is_segment).collect()
 }
 
-/// A queue that was stopped in order, with an event damaged that one sink has and the other has not, and a
+/// A queue that was stopped, in order or not, with an event damaged that one sink has and the other has not, and a
 /// segment gone that none has. The ids that can still be delivered.
-fn damaged() -> (SimulatedDisk, Vec<u64>) {
+fn damaged(in_order: bool) -> (SimulatedDisk, Vec<u64>) {
     let disk = SimulatedDisk::new(4);
     let mut house = House::open(&disk, &tiny(), &SINKS);
     for id in 0..70 {
@@ -36,7 +36,11 @@ fn damaged() -> (SimulatedDisk, Vec<u64>) {
         }
         house.work();
     }
-    house.close();
+    if in_order {
+        house.close();
+    } else {
+        drop(house);
+    }
     let files = segments(&disk);
     let bytes = disk.read_file(&files[0]).unwrap();
     let at = memchr::memmem::find(&bytes, format!(r#"{{"id":"{WRONG}","#).as_bytes()).unwrap();
@@ -80,22 +84,31 @@ fn check(disk: &SimulatedDisk, intact: &[u64], case: &str) {
 
 #[test]
 fn a_repaired_log_verifies_and_its_losses_stay_counted() {
-    let (disk, intact) = damaged();
-    assert_eq!(found(&disk).len(), 2);
-    assert_eq!(repaired(&disk).unwrap().len(), 2);
-    assert_eq!(found(&disk), []);
-    check(&disk.kill(), &intact, "the first start");
-    assert_eq!(repaired(&disk).unwrap(), [], "once is enough");
-    check(&disk, &intact, "the second start");
+    for in_order in [true, false] {
+        let (disk, intact) = damaged(in_order);
+        assert_eq!(found(&disk).len(), 2);
+        assert_eq!(repaired(&disk).unwrap().len(), 2);
+        assert_eq!(found(&disk), []);
+        check(&disk.kill(), &intact, "the first start");
+        assert_eq!(repaired(&disk).unwrap(), [], "once is enough");
+        check(&disk, &intact, "the second start");
+    }
 }
 
 #[test]
 fn a_crash_at_any_operation_of_a_repair_leaves_the_same_events_and_the_same_numbers() {
-    let (disk, intact) = damaged();
+    let mut states = CrashStates::default();
+    for in_order in [true, false] {
+        crash(in_order, &mut states);
+    }
+    println!("crashes in a repair: {states}");
+}
+
+fn crash(in_order: bool, states: &mut CrashStates) {
+    let (disk, intact) = damaged(in_order);
     disk.record();
     let first = disk.operations();
     repaired(&disk).unwrap();
-    let mut states = CrashStates::default();
     for operation in first..=disk.operations() {
         for (left, how) in states.left(&disk.at(operation).expect("recorded"), 2) {
             let case = format!("{how} after operation {operation}: {}", disk.describe(operation));
@@ -105,12 +118,11 @@ fn a_crash_at_any_operation_of_a_repair_leaves_the_same_events_and_the_same_numb
             check(&left, &intact, &case);
         }
     }
-    println!("crashes in a repair: {states}");
 }
 
 #[test]
 fn on_a_full_disk_nothing_is_repaired_and_the_losses_are_counted_all_the_same() {
-    let (disk, intact) = damaged();
+    let (disk, intact) = damaged(true);
     let before = found(&disk);
     disk.set_capacity(0);
     let failed = repaired(&disk).unwrap_err().to_string();
