@@ -20,6 +20,8 @@ pub enum Mistake {
     CheckpointBeforeSync,
     /// After a crash the archive keeps what stands behind its checkpoint.
     ArchiveNotCut,
+    /// After a crash the archive is cut at its last whole line, and goes on behind that.
+    ArchiveCutAtLastLine,
 }
 
 #[cfg(feature = "planted")]

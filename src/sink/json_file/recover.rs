@@ -161,6 +161,14 @@ pub(super) fn cut_back(
             }
         };
         let length = open.handle.len().doing("reading the length of", &open.path)?;
+        let last_line;
+        let file = if planted::made(Mistake::ArchiveCutAtLastLine) {
+            last_line = up_to_last_line(&open, *file, length).doing("reading", &open.path)?;
+            kept.file = Some(last_line);
+            &last_line
+        } else {
+            file
+        };
         let is_longer = length > file.length && !planted::made(Mistake::ArchiveNotCut);
         if is_longer {
             open.handle.set_len(file.length).doing("cutting", &open.path)?;
@@ -180,6 +188,16 @@ pub(super) fn cut_back(
     }
     remove_from(disk, options, position.next_offset)?;
     Ok(Recovered { position: kept, surveyed: false, suspect: None })
+}
+
+/// A position behind the last whole line of its file, as a mistake that is planted has it.
+fn up_to_last_line(open: &OpenFile, file: FilePosition, length: u64) -> io::Result<FilePosition> {
+    let mut bytes = vec![0; length as usize];
+    open.handle.read_full_at(&mut bytes, 0)?;
+    bytes.truncate(memchr::memrchr(b'\n', &bytes).map_or(0, |at| at + 1));
+    let tail = &bytes[bytes.len().saturating_sub(TAIL_BYTES)..];
+    let (crc, tail_crc) = (crc32fast::hash(&bytes), crc32fast::hash(tail));
+    Ok(FilePosition { length: bytes.len() as u64, crc, tail_crc, ..file })
 }
 
 /// Syncs an archive file; a failure says that the file is not to be written to again.

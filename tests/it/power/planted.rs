@@ -55,6 +55,7 @@ fn every_planted_mistake_is_found() {
         Mistake::SyncRetried,
         Mistake::CheckpointBeforeSync,
         Mistake::ArchiveNotCut,
+        Mistake::ArchiveCutAtLastLine,
     ] {
         plant(Some(mistake));
         let found = catch_unwind(AssertUnwindSafe(explore_everything)).is_err();
