@@ -194,7 +194,8 @@ impl Ledger {
                 return self.close();
             }
             if let Some(reason) = self.shared.failed() {
-                return Err(QueueError::StorageFailed(reason));
+                // Perhaps only a log is latched, and who waits for this thread does not know of it.
+                return Err(latch(&self.shared, reason));
             }
             if !more && !urgent {
                 let wait = self.interval.saturating_sub(began.elapsed());

@@ -286,6 +286,7 @@ impl Shared {
             self.append_waits.notify_one();
             self.claimable.notify_waiters();
             self.written.send_modify(|_| {});
+            self.state().redrives.clear(); // nobody goes on with them, and who waits for one hears so
             self.wake_ledger();
         }
     }

@@ -1,8 +1,10 @@
 //! The failure table: nothing parked is lost, counted twice, or tried when it must not be.
 
+use std::task::{Context, Poll, Waker};
+
 use crate::disk::simulated::{PagesAfter, Policy, Times};
 use crate::queue::{
-    EventState, FailurePage, FailureQuery, FailureRow, Fate, Lookup, Redrive, RowState, Selection,
+    EventState, FailurePage, FailureQuery, FailureRow, Fate, Lookup, QueueError, Redrive, RowState, Selection,
 };
 
 use super::*;
@@ -65,9 +67,9 @@ impl House {
     fn redrive(&mut self, selection: Selection, action: Redrive) -> u64 {
         let queue = Arc::clone(&self.queue);
         let mut asked = queue.redrive(HOOK, selection, action);
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         for _ in 0..10_000 {
-            if let std::task::Poll::Ready(changed) = asked.as_mut().poll(&mut context) {
+            if let Poll::Ready(changed) = asked.as_mut().poll(&mut context) {
                 return changed.unwrap();
             }
             self.ledger.step().unwrap();
@@ -367,6 +369,39 @@ fn a_failed_sync_of_the_table_is_final() {
     assert_eq!(house.all(&Fate::Delivered), [1]);
     house.work();
     house.adds_up(1);
+}
+
+/// The model checker found both (`schedules.rs`): they waited for ever.
+#[test]
+fn a_redrive_under_way_hears_that_storage_has_failed() {
+    let mut context = Context::from_waker(Waker::noop());
+    for by_stock in [false, true] {
+        let (disk, mut house) = new();
+        house.accept(&[0]).unwrap();
+        house.all(&dead(1));
+        house.work();
+        let queue = Arc::clone(&house.queue);
+        let mut asked = queue.redrive(HOOK, Selection::All, Redrive::Retry);
+        assert!(asked.as_mut().poll(&mut context).is_pending());
+        if by_stock {
+            // The stock latches the log and tells nobody; the ledger finds it so.
+            for id in 1.. {
+                disk.fail_sync(2, PagesAfter::Clean, Policy::Drop, Times::Once); // the directory's, behind the spare's
+                if house.queue.shared.log.usage().spares == 0 {
+                    break;
+                }
+                disk.heal();
+                house.accept(&[id]).unwrap();
+            }
+            house.stock.step();
+            assert!(house.ledger.run().is_err());
+        } else {
+            disk.fail_sync(1, PagesAfter::Clean, Policy::Drop, Times::Once);
+            assert_eq!(house.accept(&[1]), Err(Refusal::StorageFailed));
+        }
+        let told = asked.as_mut().poll(&mut context);
+        assert!(matches!(told, Poll::Ready(Err(QueueError::StorageFailed(_)))), "{told:?}");
+    }
 }
 
 #[test]
