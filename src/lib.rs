@@ -28,4 +28,5 @@ pub mod pulse;
 pub mod queue;
 pub mod sink;
 pub mod telemetry;
+mod waits;
 pub mod worker;

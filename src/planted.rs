@@ -22,6 +22,14 @@ pub enum Mistake {
     ArchiveNotCut,
     /// After a crash the archive is cut at its last whole line, and goes on behind that.
     ArchiveCutAtLastLine,
+    /// Who waits for events is woken before the durable end says that there are any.
+    WokenBeforePublished,
+    /// Who waits for events looks first and enlists for the wake-up then, without another look.
+    EnlistedAfterLook,
+    /// A checkpoint is due, and the ledger is not woken for it.
+    LedgerLeftAsleep,
+    /// A failure is written down, and redrives under way are left to wait.
+    FailureUntold,
 }
 
 #[cfg(feature = "planted")]

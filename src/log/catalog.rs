@@ -9,17 +9,17 @@ use std::collections::VecDeque;
 use std::mem::Discriminant;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 use super::frame;
 use super::quarantine::Known;
 use super::segment::{DATA_START, Segment};
 use super::{LogError, NoRoom, Options};
 use crate::disk::{Disk, DiskFile};
+use crate::planted::{self, Mistake};
+use crate::waits::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Notify};
 
 /// Bytes of a frame without records.
 pub(super) const MARKER_BYTES: u64 = frame::HEADER_BYTES as u64;
@@ -233,12 +233,14 @@ impl Shared {
 
     /// Resolves once the durable end is beyond `offset`, or the log has failed.
     pub async fn wait_beyond(&self, offset: u64) {
+        let is_over = || self.durable_end() > offset || self.is_failed();
         loop {
+            let too_early = planted::made(Mistake::EnlistedAfterLook).then(is_over);
             let notified = self.durable_moved.notified();
             tokio::pin!(notified);
             // Enlisted before the look, so a commit between the look and the wait is not missed.
             notified.as_mut().enable();
-            if self.durable_end() > offset || self.is_failed() {
+            if too_early.unwrap_or_else(is_over) {
                 return;
             }
             notified.await;
@@ -249,6 +251,10 @@ impl Shared {
     /// segments before.
     pub fn publish_durable(&self, end: u64) {
         debug_assert!(end >= self.durable_end.load(Ordering::Relaxed));
+        if planted::made(Mistake::WokenBeforePublished) {
+            self.durable_moved.notify_waiters();
+            return self.durable_end.store(end, Ordering::Release);
+        }
         self.durable_end.store(end, Ordering::Release);
         self.durable_moved.notify_waiters(); // one uncontended lock when nobody waits
     }

@@ -5,12 +5,12 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Stream;
-use super::frame::OFFSETS_END;
 use crate::disk::{Access, Disk, DiskFile};
+use crate::waits::{AtomicBool, AtomicU64};
 
 /// Where frames begin. The space before it belongs to the header, so that rewriting a header and
 /// writing a frame never touch the same page.
@@ -77,8 +77,7 @@ fn decode_copy(bytes: &[u8]) -> Option<SegmentHeader> {
         created_micros: u64_at(40) as i64,
         durable: u64_at(48),
     };
-    let is_within = header.base.max(header.durable) <= OFFSETS_END;
-    (header.salt != 0 && is_within).then_some(header)
+    (header.salt != 0).then_some(header)
 }
 
 /// Reads a header from the first bytes of a file (at least `COPY_B` + 64 of them to see both

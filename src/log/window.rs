@@ -126,7 +126,6 @@ impl Window {
     }
 }
 
-/// Whether some sectors are lost, and others may not be.
-pub(super) fn is_medium_error(error: &io::Error) -> bool {
+fn is_medium_error(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| MEDIUM_ERRORS.contains(&code))
 }

@@ -15,6 +15,7 @@ use crate::event::{Micros, StoredBatch, StoredEvent};
 use crate::log::{Chunk, ReadError, Reader};
 use crate::queue::{Claim, ClaimLimit, ClaimOwner, Origin, QueueError, Resolution, SinkId};
 use crate::sink::{Batch, MAX_TOKEN_BYTES};
+use crate::waits::sleep;
 
 use super::failures::{self, Found};
 use super::order::Turn;
@@ -71,7 +72,7 @@ impl EmbeddedQueue {
                 () = &mut changed => {}
                 // New events may be there already; then this ends at once.
                 () = async { shared.log.wait_beyond(wait.beyond.unwrap_or(0)).await }, if wait.beyond.is_some() => {}
-                () = async { tokio::time::sleep(wait.due_in.unwrap_or(MAX_SLEEP)).await }, if wait.due_in.is_some() => {}
+                () = async { sleep(wait.due_in.unwrap_or(MAX_SLEEP)).await }, if wait.due_in.is_some() => {}
             }
         }
     }

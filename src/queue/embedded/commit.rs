@@ -13,7 +13,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -22,6 +22,7 @@ use crate::log::{AppendError, LogError, Writer};
 use crate::meter::{Counter, Histogram};
 use crate::planted::{self, Mistake};
 use crate::queue::{Appended, Commits, Refusal};
+use crate::waits::{Instant, spawn_blocking, timeout};
 
 use super::dedupe::{self, Dedupe};
 use super::state::{Append, Shared, refusal_of};
@@ -155,7 +156,7 @@ impl Committer {
                 shared.committer_pulse.while_waiting(shared.append_waits.notified()).await;
                 continue;
             } else {
-                let idle = tokio::time::timeout(self.idle_marker, shared.append_waits.notified());
+                let idle = timeout(self.idle_marker, shared.append_waits.notified());
                 match shared.committer_pulse.while_waiting(idle).await {
                     Ok(()) => continue,
                     Err(_) => Step::MarkIdle,
@@ -180,8 +181,8 @@ impl Committer {
     /// behind it.
     async fn step_aside(self, step: Step) -> Result<Self, LogError> {
         let shared = Arc::clone(&self.shared);
-        let mut stepping = tokio::task::spawn_blocking(move || self.step(step));
-        let ended = match tokio::time::timeout(shared.max_wait, &mut stepping).await {
+        let mut stepping = spawn_blocking(move || self.step(step));
+        let ended = match timeout(shared.max_wait, &mut stepping).await {
             Ok(ended) => ended,
             Err(_) => {
                 tracing::warn!("a write to the log takes long; requests are refused until it is done");

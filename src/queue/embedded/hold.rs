@@ -5,8 +5,10 @@
 //! a deadline; past it the ledger thread frees again, whatever became of the copy, and the copy finds
 //! out and is given up. Meanwhile the logs only grow, and at their budgets they push back as always.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
+
+use crate::waits::{Mutex, MutexGuard};
 
 /// How much is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

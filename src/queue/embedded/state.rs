@@ -7,16 +7,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::event::{Micros, NewBatch};
 use crate::log::{Chunk, Log, NoRoom, Reader};
+use crate::planted::{self, Mistake};
 use crate::pulse::Pulse;
 use crate::queue::{Appended, Redrive, Refusal, Selection, SinkInfo};
+use crate::waits::{AtomicBool, Condvar, Mutex, MutexGuard, Notify};
 
 use super::codec::{Checkpoint, Findings, Record};
 use super::commit::CommitMeter;
@@ -286,7 +288,9 @@ impl Shared {
             self.append_waits.notify_one();
             self.claimable.notify_waiters();
             self.written.send_modify(|_| {});
-            self.state().redrives.clear(); // nobody goes on with them, and who waits for one hears so
+            if !planted::made(Mistake::FailureUntold) {
+                self.state().redrives.clear(); // nobody goes on with them, and who waits for one hears so
+            }
             self.wake_ledger();
         }
     }
@@ -376,7 +380,7 @@ impl Shared {
         if progress.dropped.take_news() {
             progress.dropped.changed = state.generation;
         }
-        if !was_dirty {
+        if !was_dirty && !planted::made(Mistake::LedgerLeftAsleep) {
             self.ledger_work.notify_one();
         }
     }
