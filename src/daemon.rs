@@ -45,7 +45,7 @@ use crate::config::{Config, ConfigError, Http, Listen, SinkConfig};
 use crate::disk::{Disk, RealDisk};
 use crate::event::Micros;
 use crate::http::{self, App, Limits, Listener, Services, Side};
-use crate::log::{LogError, Report};
+use crate::log::{Entropy, LogError, Report};
 use crate::queue::embedded::{self, Committer, EmbeddedQueue, OpenError, Opened};
 use crate::queue::{QueueError, SinkId, SinkInfo};
 use crate::sink::{self, Resume};
@@ -53,7 +53,7 @@ use crate::worker::{self, Availability, Worker};
 
 pub use builder::{Builder, OpenSink, Running};
 pub use lock::Lock;
-pub use stopped::StoppedQueue;
+pub use stopped::{StoppedQueue, repair_log};
 
 use activation::Passed;
 use builder::Serving;
@@ -376,10 +376,8 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
         parks: !sink.kind.keeps_order(),
         order: worker::order(sink),
     });
-    // Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
-    let entropy = Box::new(|| std::hash::RandomState::new().build_hasher().finish());
     let clock = Arc::new(Micros::now);
-    embedded::open(disk, config, sinks.collect(), entropy, clock).map_err(|error| match &error {
+    embedded::open(disk, config, sinks.collect(), entropy(), clock).map_err(|error| match &error {
         OpenError::Wal(cause) | OpenError::Ledger(cause) | OpenError::Failures(cause) => match cause {
             LogError::Io { kind, .. } => storage_error(&config.data_dir, *kind, &error.to_string()),
             LogError::Foreign { .. } => {
@@ -389,6 +387,11 @@ fn open_queue(config: &Config, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
         },
         _ => Error::StorageFailed(error.to_string()),
     })
+}
+
+/// Keyed by the system's randomness; unpredictable enough for salts, and nothing rests on more.
+fn entropy() -> Entropy {
+    Box::new(|| std::hash::RandomState::new().build_hasher().finish())
 }
 
 /// An error while starting: a directory that one may not write is for the operator to put right,

@@ -5,8 +5,6 @@
 //! is an answer (code 5), not an error.
 
 use std::fmt::Write;
-use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +13,7 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
-use super::offline::{progress, threads};
+use super::offline::{range_json, threads, with_progress};
 use super::{ConfigArgs, Exit, Failure, count, print};
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::daemon::Lock;
@@ -146,16 +144,6 @@ fn archives(args: &ArchiveArgs, config: &Config) -> Result<Vec<Archive>, Failure
     wanted.into_iter().filter_map(open).collect()
 }
 
-fn with_progress<T>(work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> io::Result<T>) -> Result<T, Failure> {
-    let bar = progress();
-    let done = work(&|done, of| {
-        bar.set_length(of);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    done.map_err(Failure::failed)
-}
-
 /// `eventflow archive verify`
 fn show_verdict(args: &ArchiveArgs, archive: &Archive) -> Result<Exit, Failure> {
     let disk = RealDisk::default();
@@ -218,10 +206,6 @@ fn damage_text(archive: &Archive, damage: &ArchiveDamage) -> String {
     let path = archive.relative(&damage.path);
     let path = if path.as_os_str().is_empty() { archive.root() } else { path };
     format!("{}{at}: {}{offsets}", path.display(), damage.what)
-}
-
-fn range_json(range: &Range<u64>) -> Value {
-    json!([range.start, range.end])
 }
 
 fn damage_json(archive: &Archive, damage: &ArchiveDamage) -> Value {

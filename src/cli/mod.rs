@@ -9,6 +9,7 @@ mod client;
 mod export;
 mod failures;
 mod offline;
+mod repair;
 mod replay;
 mod send;
 mod snapshot;
@@ -169,7 +170,7 @@ enum Verb {
     /// Look at what sinks did not take, try it again, or give it up
     #[command(subcommand, after_help = failures::EXAMPLES)]
     Failures(failures::FailuresVerb),
-    /// Look into the write-ahead log, live or stopped, without changing anything
+    /// Look into the write-ahead log, live or stopped; repair it when it is damaged
     #[command(subcommand)]
     Wal(offline::WalVerb),
     /// Check, list or mend the archive's files

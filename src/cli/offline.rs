@@ -1,21 +1,24 @@
-//! What reads a data directory, of a running or a stopped daemon: `wal inspect` and `wal verify`.
+//! What reads the log in a data directory, of a running or a stopped daemon: `wal inspect` and `wal verify`.
 //!
-//! Read-only, on the main thread. Damage is an answer (code 5), not an error.
+//! Read-only, on the main thread and a few more that read files. Damage is an answer (code 5), not an error.
+//! `wal repair` is in [`repair`](super::repair).
 
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
 use std::ops::Range;
+use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{ConfigArgs, Exit, Failure, count, print};
+use super::{ConfigArgs, Exit, Failure, count, print, repair};
+use crate::config::Config;
 use crate::disk::RealDisk;
 use crate::log::inspect::{Depth, Inspection, SegmentInfo, inspect};
 use crate::log::{Damage, Stream};
-use crate::queue::embedded::known_durable;
+use crate::queue::embedded::{known_durable, wal_options};
 
 /// `eventflow wal …`
 #[derive(Debug, Subcommand)]
@@ -29,19 +32,25 @@ pub(super) enum WalVerb {
   eventflow wal verify --data-dir /var/lib/eventflow
   eventflow wal verify --json | jq .damage")]
     Verify(WalArgs),
+    /// Say how damage can be repaired, and with --yes repair it; keeps what it removes in quarantine
+    #[command(after_help = repair::HELP)]
+    Repair(repair::RepairArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct WalArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(super) config: ConfigArgs,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Files read at the same time at most.
 const MAX_THREADS: usize = 8;
+
+/// Why a void is no damage.
+const NEVER_OR_REPAIRED: &str = "none was promised, or a repair has noted its loss";
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
@@ -52,30 +61,15 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
     let (args, depth) = match verb {
         WalVerb::Inspect(args) => (args, Depth::Headers),
         WalVerb::Verify(args) => (args, Depth::Everything),
+        WalVerb::Repair(args) => return repair::run(args),
     };
     let config = args.config.load(None)?;
-    let dir = config.data_dir.join("wal");
-    if !dir.is_dir() {
-        let dir = dir.display();
-        return Err(Failure::failed(format_args!(
-            "there is no log in {dir}; `--data-dir` says where to look"
-        )));
-    }
+    let dir = log_dir(&config)?;
     let disk = RealDisk::default();
-    // Before the log is looked at: a running daemon goes on, and what it knows later is no loss now.
-    let known_durable = known_durable(&disk, &config).unwrap_or_else(|error| {
-        eprintln!(
-            "eventflow: the ledger cannot be read ({error}); a lost end that only it knows of is not seen"
-        );
-        0
-    });
-    let bar = progress();
-    let found = inspect(&disk, &dir, Stream::Events, depth, known_durable, threads(), &|done, of| {
-        bar.set_length(of);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let found = found.map_err(Failure::failed)?;
+    let known_durable = durable(&disk, &config);
+    let found = with_progress(|told| {
+        inspect(&disk, &dir, Stream::Events, depth, known_durable, threads(), told).map_err(Failure::failed)
+    })?;
     let text = match (args.json, depth) {
         (true, _) => format!("{}\n", as_json(&found)),
         (false, Depth::Headers) => format!("{}\n{}", segments(&found), summary(&found)),
@@ -85,6 +79,27 @@ pub(super) fn wal(verb: &WalVerb) -> Result<Exit, Failure> {
     // Looking is no judgement; verifying is.
     let damaged = depth == Depth::Everything && !found.damage.is_empty();
     Ok(if damaged { Exit::Damaged } else { Exit::Done })
+}
+
+/// Where the log is; there must be one.
+pub(super) fn log_dir(config: &Config) -> Result<PathBuf, Failure> {
+    let dir = wal_options(config).dir;
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    let dir = dir.display();
+    Err(Failure::failed(format_args!("there is no log in {dir}; `--data-dir` says where to look")))
+}
+
+/// How far the log is known to be durable from elsewhere. Asked before the log is looked at: a running daemon goes
+/// on, and what it knows later is no loss now.
+pub(super) fn durable(disk: &RealDisk, config: &Config) -> u64 {
+    known_durable(disk, config).unwrap_or_else(|error| {
+        eprintln!(
+            "eventflow: the ledger cannot be read ({error}); a lost end that only it knows of is not seen"
+        );
+        0
+    })
 }
 
 /// Threads that read a directory side by side: one a processor, within reason.
@@ -101,6 +116,17 @@ pub(super) fn progress() -> ProgressBar {
         Ok(style) => ProgressBar::new(0).with_style(style),
         Err(_) => ProgressBar::new(0),
     }
+}
+
+/// Work that is told where to say how far it is.
+pub(super) fn with_progress<T>(work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> T) -> T {
+    let bar = progress();
+    let done = work(&|done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    done
 }
 
 fn segments(found: &Inspection) -> String {
@@ -149,7 +175,7 @@ fn summary(found: &Inspection) -> String {
     );
     for void in &found.voids {
         let _ =
-            writeln!(out, "void: offsets {}..{} hold no event, and none was promised", void.start, void.end);
+            writeln!(out, "void: offsets {}..{} hold no event: {NEVER_OR_REPAIRED}", void.start, void.end);
     }
     if let Some(tail) = &found.torn_tail {
         let _ = writeln!(
@@ -163,20 +189,18 @@ fn summary(found: &Inspection) -> String {
     for name in &found.foreign {
         let _ = writeln!(out, "ignored: `{name}` is no segment of this log");
     }
-    for Damage { file, bytes, lost, reason, .. } in &found.damage {
-        let _ = writeln!(
-            out,
-            "{BAD}damaged{BAD:#}: {} bytes {}..{}: {reason}; {}",
-            file.display(),
-            bytes.start,
-            bytes.end,
-            lost_events(lost)
-        );
+    for damage in &found.damage {
+        let _ = writeln!(out, "{BAD}damaged{BAD:#}: {}", damage_text(damage));
     }
     if found.damage.is_empty() {
         let _ = writeln!(out, "{GOOD}no damage{GOOD:#}");
     }
     out
+}
+
+pub(super) fn damage_text(damage: &Damage) -> String {
+    let Damage { file, bytes, lost, reason, .. } = damage;
+    format!("{} bytes {}..{}: {reason}; {}", file.display(), bytes.start, bytes.end, lost_events(lost))
 }
 
 fn lost_events(lost: &Range<u64>) -> String {
@@ -187,17 +211,22 @@ fn lost_events(lost: &Range<u64>) -> String {
     }
 }
 
-fn as_json(found: &Inspection) -> serde_json::Value {
-    let range = |range: &Range<u64>| json!([range.start, range.end]);
+pub(super) fn range_json(range: &Range<u64>) -> Value {
+    json!([range.start, range.end])
+}
+
+pub(super) fn damage_json(damage: &Damage) -> Value {
+    json!({"file": damage.file.display().to_string(), "bytes": range_json(&damage.bytes),
+           "lost": range_json(&damage.lost), "reason": damage.reason})
+}
+
+fn as_json(found: &Inspection) -> Value {
     let segments = found.segments.iter().map(|segment| {
         json!({"file": name(segment), "first_offset": segment.base, "next_offset": segment.end,
                "created": created(segment), "bytes": segment.bytes, "used_bytes": segment.used_bytes,
                "frames": segment.frames, "records": segment.records})
     });
-    let damage = found.damage.iter().map(|damage| {
-        json!({"file": damage.file.display().to_string(), "bytes": range(&damage.bytes),
-               "lost": range(&damage.lost), "reason": damage.reason})
-    });
+    let damage = found.damage.iter().map(damage_json);
     let tail = found.torn_tail.as_ref().map(|tail| {
         json!({"file": tail.file.display().to_string(), "position": tail.position,
                "non_zero_bytes": tail.non_zero_bytes})
@@ -206,7 +235,7 @@ fn as_json(found: &Inspection) -> serde_json::Value {
         "first_offset": found.first_offset, "next_offset": found.next_offset, "durable_below": found.known_durable,
         "intact": found.damage.is_empty(), "spares": found.spares,
         "segments": segments.collect::<Vec<_>>(), "damage": damage.collect::<Vec<_>>(),
-        "voids": found.voids.iter().map(range).collect::<Vec<_>>(),
+        "voids": found.voids.iter().map(range_json).collect::<Vec<_>>(),
         "torn_tail": tail, "foreign": found.foreign,
     })
 }

@@ -176,10 +176,16 @@ impl Known {
         let intros =
             TABLES.iter().filter(|table| table.name == given.table && kind.unwrap_or_default() == table.kind);
         intros.for_each(|table| comment(out, table.intro));
+        if given.table == "hook" {
+            comment(out, "Webhooks that are taken in; docs/SECURITY.md says what each key means.");
+        }
         match given.table.as_str() {
             "" => {}
-            "sink" => _ = writeln!(out, "{off}[[sink]]"),
+            name @ ("sink" | "hook") => _ = writeln!(out, "{off}[[{name}]]"),
             name => _ = writeln!(out, "{off}[{name}]"),
+        }
+        if given.table == "hook" {
+            given.values.iter().for_each(|(name, value)| _ = writeln!(out, "{name} = {value}"));
         }
         for (table, key) in rows(&given.table, kind) {
             let entry = |name: &str| name.strip_prefix(key.name).is_some_and(|rest| rest.starts_with('.'));

@@ -156,7 +156,7 @@ fn webhook(o: &mut String, webhook: &Webhook) {
         list(o, "secret_files", webhook.secret_files.iter().map(|file| path(file)));
     }
     for (name, Hidden(value)) in &webhook.headers {
-        let key = format!("headers.{}", toml::Value::String(name.clone()));
+        let key = format!("headers.{}", quoted(name));
         text(o, &key, if is_secret_header(name) { MASK } else { value });
     }
     for (pattern, meaning) in &webhook.status {
@@ -174,7 +174,7 @@ fn webhook(o: &mut String, webhook: &Webhook) {
 fn exec(o: &mut String, exec: &Exec) {
     list(o, "command", exec.command.iter().cloned());
     for (name, Hidden(value)) in &exec.env {
-        let key = format!("env.{}", toml::Value::String(name.clone()));
+        let key = format!("env.{}", quoted(name));
         text(o, &key, if is_secret_variable(name) { MASK } else { value });
     }
     text(o, "max_line", &show_size(exec.max_line_bytes));
@@ -219,7 +219,8 @@ fn hook(o: &mut String, hook: &Hook) {
 const MASK: &str = "***";
 
 fn list(o: &mut String, key: &str, values: impl Iterator<Item = String>) {
-    bare(o, key, toml::Value::Array(values.map(toml::Value::String).collect()));
+    let values: Vec<String> = values.map(|value| quoted(&value)).collect();
+    bare(o, key, format_args!("[{}]", values.join(", ")));
 }
 
 /// Paths come from TOML, the environment or flags as UTF-8, so nothing is lost here.
@@ -232,7 +233,18 @@ fn section(o: &mut String, header: &str) {
 }
 
 fn text(o: &mut String, key: &str, value: &str) {
-    bare(o, key, toml::Value::String(value.to_owned()));
+    bare(o, key, quoted(value));
+}
+
+/// A TOML string on one line, which may also be a key: TOML's longer form may not, and `explain` reads
+/// line by line.
+fn quoted(text: &str) -> String {
+    let shown = toml::Value::String(text.to_owned()).to_string();
+    if !shown.contains('\n') {
+        return shown;
+    }
+    // JSON escapes as TOML does, but for one character that TOML does not take as it is.
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 fn bare(o: &mut String, key: &str, value: impl std::fmt::Display) {

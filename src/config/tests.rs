@@ -73,6 +73,32 @@ fn what_check_prints_reads_back_the_same() {
     }
 }
 
+#[test]
+fn line_breaks_and_hooks_are_printed_as_toml_too() {
+    let text = r#"
+        data_dir = "a\nb\u007f"
+        [http]
+        webhook_allowed_origin = "*\n[wal]\nbudget = \"2GiB\""
+        [[sink]]
+        name = "out"
+        type = "exec"
+        command = ["a\nb", "c"]
+        env = { "a b\n" = "c\n[[hook]]", d = "\r" }
+    "#;
+    let config = from_file(text).unwrap();
+    for printed in [config.to_toml(), config.explain()] {
+        assert_eq!(from_file(&printed).unwrap(), config, "{printed}");
+    }
+    let hook = |name: &str| {
+        format!("[[hook]]\nname = \"{name}\"\ntype = \"github\"\nsecrets = [\"0123456789abcdef\"]\n")
+    };
+    let explained = from_file(&(hook("a") + &hook("b"))).unwrap().explain();
+    assert_eq!(explained.matches("\n[[hook]]\nname = ").count(), 2, "{explained}");
+    // But for the secrets, which are not shown.
+    let shown = from_file(&explained.replace("***", "0123456789abcdef")).unwrap();
+    assert_eq!(shown.hooks.len(), 2);
+}
+
 /// Each text is refused with a message that holds all the words.
 #[test]
 fn mistakes_name_the_key_the_place_and_what_would_be_right() {

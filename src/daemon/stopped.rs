@@ -1,7 +1,8 @@
 //! The queue of a data directory that no daemon has open, for commands that change it.
 //!
 //! Opened as the daemon opens it: locked first, recovered, and with the ledger's thread running, because
-//! a change is answered once that thread has made it durable. Nothing listens and no sink is opened.
+//! a change is answered once that thread has made it durable. Nothing listens and no sink is opened. A
+//! repair of the log works without threads.
 //! A storage failure ends the command with the daemon's code for it; what was durable before stays.
 
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Runtime};
 
 use super::lock::Lock;
-use super::{Error, open_queue};
+use super::{Error, entropy, open_queue};
 use crate::config::Config;
-use crate::disk::RealDisk;
+use crate::disk::{Disk, RealDisk};
+use crate::log::repair::Repair;
 use crate::queue::Queue;
-use crate::queue::embedded::{Committer, EmbeddedQueue, Opened};
+use crate::queue::embedded::{self, Committer, EmbeddedQueue, Opened};
 
 /// An opened queue that nobody else has.
 #[derive(Debug)]
@@ -80,4 +82,17 @@ impl StoppedQueue {
         }
         ended
     }
+}
+
+/// Repairs the event log in `config.data_dir`, whose lock the caller holds; returns what was done. `threads`
+/// and `progress` are those of [`inspect`](crate::log::inspect::inspect).
+pub fn repair_log(
+    _lock: &Lock,
+    config: &Config,
+    threads: usize,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Vec<Repair>, Error> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+    let opened = open_queue(config, Arc::clone(&disk))?;
+    Ok(embedded::repair_log(&*disk, config, opened, entropy(), threads, progress)?)
 }

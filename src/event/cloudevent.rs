@@ -19,8 +19,10 @@ use std::hash::Hasher;
 use super::Micros;
 use super::spelling::members_in_common_spelling;
 
-/// Deepest nesting of arrays and objects an item may have, itself included.
+/// Deepest nesting of arrays and objects an event may have, itself included.
 pub const MAX_DEPTH: usize = 128;
+/// The same of plain data: the event that is made of it is one deeper, and must be one that is accepted.
+const MAX_DATA_DEPTH: usize = MAX_DEPTH - 1;
 
 /// Attributes that EventFlow adds to what it hands out. A sender that brings them (a line of an
 /// archive, sent again) loses them on acceptance.
@@ -102,14 +104,15 @@ pub fn read_item<'a>(
         check_surrogates(text)?;
     }
     if !structured && !members.iter().any(|(name, _)| name == "specversion") {
+        check_depth_within(text, MAX_DATA_DEPTH)?;
         return Ok(Item::Value(text));
     }
     check_structured(text, members).map(Item::Event)
 }
 
-/// Checks any JSON value by the rules for items; returns it without white space around it.
+/// Checks any JSON value by the rules for data; returns it without white space around it.
 pub fn read_value(text: &str) -> Result<&str, Invalid> {
-    check_depth(text)?;
+    check_depth_within(text, MAX_DATA_DEPTH)?;
     let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
     check_surrogates(raw.get())?;
     Ok(raw.get())
@@ -382,10 +385,15 @@ fn check_base64(raw: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Refuses what is nested deeper than [`MAX_DEPTH`]. Cheap first: fewer brackets cannot nest deeper.
+/// Refuses what is nested deeper than [`MAX_DEPTH`].
 pub fn check_depth(text: &str) -> Result<(), Invalid> {
+    check_depth_within(text, MAX_DEPTH)
+}
+
+/// Cheap first: fewer brackets cannot nest deeper.
+fn check_depth_within(text: &str, most: usize) -> Result<(), Invalid> {
     let bytes = text.as_bytes();
-    if bytes.len() <= MAX_DEPTH || memchr::memchr2_iter(b'[', b'{', bytes).nth(MAX_DEPTH).is_none() {
+    if bytes.len() <= most || memchr::memchr2_iter(b'[', b'{', bytes).nth(most).is_none() {
         return Ok(());
     }
     let (mut depth, mut at) = (0usize, 0);
@@ -393,8 +401,8 @@ pub fn check_depth(text: &str) -> Result<(), Invalid> {
         match bytes[at] {
             b'[' | b'{' => {
                 depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(Invalid::new(format!("nested deeper than {MAX_DEPTH}")));
+                if depth > most {
+                    return Err(Invalid::new(format!("nested deeper than {most}")));
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),

@@ -530,6 +530,9 @@ impl Server {
     }
 
     fn admit(&mut self, stream: Stream) {
+        if stream.is_reset() {
+            return;
+        }
         let counts = self.edge.app.traffic.connections();
         if self.connections.len() >= self.max_connections {
             counts.turned_away.add(1);

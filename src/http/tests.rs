@@ -1022,6 +1022,26 @@ async fn several_sockets_that_were_passed_are_all_accepted_from() {
 }
 
 #[tokio::test]
+async fn a_connection_answers_without_delay_and_one_that_was_reset_is_known_at_once() {
+    let bound = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap();
+    let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for mut listener in [bound, Listener::adopt(vec![passed.into()]).unwrap()] {
+        let address = listener.addresses().next().unwrap();
+        let kept = std::net::TcpStream::connect(address).unwrap();
+        let reset = std::net::TcpStream::connect(address).unwrap();
+        std::io::Write::write_all(&mut (&reset), b"POST /v1/ev").unwrap();
+        rustix::net::sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
+        drop(reset);
+        let stream = listener.accept().await.unwrap();
+        assert!(!stream.is_reset());
+        let Stream::Tcp(accepted, _) = stream else { unreachable!() };
+        assert_eq!(accepted.peer_addr().unwrap(), kept.local_addr().unwrap());
+        assert!(accepted.nodelay().unwrap());
+        assert!(listener.accept().await.unwrap().is_reset());
+    }
+}
+
+#[tokio::test]
 async fn who_connects_just_before_the_end_is_answered() {
     let mut running = start(|_| {}).await;
     let mut client = running.client().await;

@@ -74,7 +74,7 @@ impl Log {
 
 /// Writes zeros from `from` to the end, because the segment may be used again once it is released, and
 /// then must not ask the disk for blocks.
-fn fill(file: &dyn DiskFile, from: u64, end: u64) -> io::Result<()> {
+pub(super) fn fill(file: &dyn DiskFile, from: u64, end: u64) -> io::Result<()> {
     let zeros = vec![0u8; FILL_BYTES];
     let mut at = from;
     while at < end {

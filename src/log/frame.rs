@@ -13,6 +13,9 @@ pub const ALIGN: usize = 8;
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of one table entry.
 pub const ENTRY_BYTES: usize = 24;
+/// No offset gets here: a million events a second take 290,000 years. So offsets can be added up, and
+/// a header that claims more is none.
+pub(super) const OFFSETS_END: u64 = 1 << 63;
 /// First bytes of every frame.
 pub(super) const MAGIC: [u8; 4] = *b"EVFR";
 
@@ -25,8 +28,9 @@ pub enum Kind {
     Idle,
     /// No records: the writer stopped cleanly after everything before it was synced.
     CleanStop,
-    /// No records: the offsets from `base` up to [`Header::next_offset`] hold nothing and nobody was
-    /// promised anything. Without it a gap between two intact frames would look like a removed frame.
+    /// No records: the offsets from `base` up to [`Header::next_offset`] hold nothing. Nobody was promised
+    /// anything, or they were lost and a repair has said so. Without it a gap between two intact frames
+    /// would look like a removed frame.
     Void,
 }
 
@@ -212,8 +216,8 @@ pub fn encode<'a>(
     out.resize(start + header.frame_bytes() as usize, 0);
 }
 
-/// Reads the header fields at the start of `bytes` without believing them: only the magic, the kind
-/// and the reserved bytes have been looked at. `None` when no header can stand here.
+/// Reads the header fields at the start of `bytes` without believing them: only the magic, the kind,
+/// the reserved bytes and the size of the offsets have been looked at. `None` when no header can stand here.
 ///
 /// The lengths are a claim until [`check_prefix`] says so.
 pub fn peek(bytes: &[u8]) -> Option<Header> {
@@ -221,7 +225,7 @@ pub fn peek(bytes: &[u8]) -> Option<Header> {
     if header[..4] != MAGIC || header[52..] != [0; 12] {
         return None;
     }
-    Some(Header {
+    let header = Header {
         salt: u64_at(header, 8),
         base: u64_at(header, 16),
         durable: u64_at(header, 24),
@@ -229,7 +233,8 @@ pub fn peek(bytes: &[u8]) -> Option<Header> {
         records: u32_at(header, 40),
         payload_bytes: u32_at(header, 44),
         kind: Kind::from_code(u32_at(header, 48))?,
-    })
+    };
+    (header.next_offset() <= OFFSETS_END && header.durable <= OFFSETS_END).then_some(header)
 }
 
 /// Whether header and table, `bytes[..header.prefix_bytes()]`, hold together: checksum, counts, and

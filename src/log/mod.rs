@@ -46,7 +46,8 @@
 //!          40  4  records
 //!          44  4  payload bytes
 //!          48  4  kind: 1 records, 2 idle marker, 3 clean stop, 4 void (no records: the offsets from
-//!                 base up to the number at 32 hold nothing, written by recovery for a gap it kept)
+//!                 base up to the number at 32 hold nothing; written by recovery for a gap it kept, and by a
+//!                 repair for events that were lost)
 //!          52 12  zero
 //!          64     table, 24 bytes a record: tag (16), length (4), crc (4)
 //!                 crc = crc32(record) ^ crc32(salt ‖ offset)
@@ -56,7 +57,8 @@
 //!
 //! A frame is one append: all its records or none. Frames of one group commit are written with one
 //! call and made durable by one sync. A header's checksum covers the table, so a flipped bit in one
-//! record's bytes costs that record and no other. An all-zero header is invalid by its magic.
+//! record's bytes costs that record and no other. An all-zero header is invalid by its magic, and one
+//! with an offset beyond 2^63 whatever its checksum says.
 //!
 //! # Watermarks
 //!
@@ -83,6 +85,7 @@
 //! * [`Log::copy_to`]: a copy of the log in another directory, as a crash would have left it.
 //! * [`OfflineReader`]: reads the records of a log that another process has open, or nobody.
 //! * [`inspect`]: the same scan, read-only, for `wal inspect` and `wal verify`.
+//! * [`repair`]: writes damaged segments anew without their damage, for `wal repair`.
 
 mod catalog;
 mod copy;
@@ -91,13 +94,14 @@ mod error;
 pub mod frame;
 mod handle;
 pub mod inspect;
+mod mend;
 mod offline;
 #[cfg(test)]
 pub(crate) mod power_loss;
 mod quarantine;
 mod reader;
 mod recovery;
-mod repair;
+pub mod repair;
 mod scan;
 pub mod segment;
 mod stock;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::scan::Loss;
+use super::window::is_medium_error;
 use super::{Damage, Options, Stream};
 use crate::disk::{Access, Disk};
 
@@ -26,14 +27,7 @@ pub(super) fn keep(
     salt: u64,
     bytes: Range<u64>,
 ) -> io::Result<PathBuf> {
-    let stream = match options.stream {
-        Stream::Events => "events",
-        Stream::Ledger => "ledger",
-        Stream::Failures => "failures",
-    };
-    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    // The salt tells uses of one file apart; the same bytes get the same name again.
-    let name = format!("{stream}-{stem}-{salt:016x}-{}-{}.bin", bytes.start, bytes.end);
+    let name = name_of(options.stream, file, salt, &bytes);
     let dir = &options.quarantine_dir;
     let path = dir.join(&name);
     disk.create_dir_all(dir)?;
@@ -53,6 +47,38 @@ pub(super) fn keep(
     }
     disk.sync_dir(dir)?;
     Ok(path)
+}
+
+/// The salt tells uses of one file apart; the same bytes get the same name again.
+fn name_of(stream: Stream, file: &Path, salt: u64, bytes: &Range<u64>) -> String {
+    let stream = match stream {
+        Stream::Events => "events",
+        Stream::Ledger => "ledger",
+        Stream::Failures => "failures",
+    };
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{stream}-{stem}-{salt:016x}-{}-{}.bin", bytes.start, bytes.end)
+}
+
+/// Keeps a whole file that is about to be replaced. Where the medium does not give all of it, the file
+/// itself gets a second name: nobody writes over what could not be copied.
+pub(super) fn keep_file(
+    disk: &dyn Disk,
+    options: &Options,
+    file: &Path,
+    salt: u64,
+    len: u64,
+) -> io::Result<PathBuf> {
+    let dir = &options.quarantine_dir;
+    match keep(disk, options, file, salt, 0..len) {
+        Err(error) if is_medium_error(&error) => {
+            let path = dir.join(name_of(options.stream, file, salt, &(0..len)));
+            disk.link(file, &path)?;
+            disk.sync_dir(dir)?;
+            Ok(path)
+        }
+        kept => kept,
+    }
 }
 
 fn copy(disk: &dyn Disk, file: &Path, bytes: &Range<u64>, to: &Path) -> io::Result<()> {

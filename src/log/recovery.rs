@@ -542,7 +542,7 @@ fn records<'a>(frame: &FrameAt, payload: &'a [u8]) -> Vec<Record<'a>> {
         .collect()
 }
 
-fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
+pub(super) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
     disk.sync_dir(dir).map_err(|e| LogError::io("syncing directory", dir, &e))
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use memchr::memmem;
 
 use super::frame::{self, Entry, HEADER_BYTES, Header, Kind, MAGIC};
-use super::repair;
+use super::mend;
 use super::segment::DATA_START;
 use super::window::Window;
 use crate::planted::{self, Mistake};
@@ -143,7 +143,7 @@ pub(super) fn frame_at_or_mended(
     let claimed = HEADER_BYTES as u64 + frame::ENTRY_BYTES as u64 * records.max(0xffff);
     let bytes = window.share(position, claimed.min(room) as usize)?;
     let plausible = |header: &Header| expect.fits(header) && header.frame_bytes() <= room;
-    let Some((header, prefix)) = repair::mend(&bytes, plausible) else { return Ok(None) };
+    let Some((header, prefix)) = mend::mend(&bytes, plausible) else { return Ok(None) };
     let frame = FrameAt { position, header, prefix: prefix.into(), mended: true };
     Ok(frame.is_whole(window)?.then_some(frame))
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Stream;
+use super::frame::OFFSETS_END;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::waits::{AtomicBool, AtomicU64};
 
@@ -77,7 +78,8 @@ fn decode_copy(bytes: &[u8]) -> Option<SegmentHeader> {
         created_micros: u64_at(40) as i64,
         durable: u64_at(48),
     };
-    (header.salt != 0).then_some(header)
+    let is_within = header.base.max(header.durable) <= OFFSETS_END;
+    (header.salt != 0 && is_within).then_some(header)
 }
 
 /// Reads a header from the first bytes of a file (at least `COPY_B` + 64 of them to see both

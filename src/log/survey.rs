@@ -165,6 +165,15 @@ impl Survey {
         bases.into_iter().zip(ends).map(|(base, end)| (base, base..end)).collect()
     }
 
+    /// Files under a segment's name that tell nothing, although there must have been something in them:
+    /// those before the last segment, and those that cannot be read.
+    pub fn silent(&self, dir: &Path) -> Vec<PathBuf> {
+        let last = self.last().map_or(0, |last| last.header.base);
+        let hollow = self.hollow.iter().filter(|found| found.header.base < last);
+        let unreadable = self.unreadable.iter().map(|base| dir.join(segment_name(*base)));
+        hollow.map(|found| found.path.clone()).chain(unreadable).collect()
+    }
+
     /// The highest offset that headers alone show to have been durable: what was synced before
     /// a segment was begun, and everything before one that another follows.
     pub fn durable(&self) -> u64 {

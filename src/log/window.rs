@@ -126,6 +126,7 @@ impl Window {
     }
 }
 
-fn is_medium_error(error: &io::Error) -> bool {
+/// Whether some sectors are lost, and others may not be.
+pub(super) fn is_medium_error(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| MEDIUM_ERRORS.contains(&code))
 }

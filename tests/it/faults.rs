@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::harness::{Client, Daemon, Random, TINY, archive, eventflow, eventually, files_below, run, words};
 
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
@@ -29,7 +29,7 @@ fn accepted(client: &mut Client, id: &str, data: &str) -> u64 {
     answer.json()["first_offset"].as_u64().expect("newly appended")
 }
 
-fn set_paused(daemon: &Daemon, paused: bool) {
+pub fn set_paused(daemon: &Daemon, paused: bool) {
     let verb = if paused { "pause" } else { "resume" };
     let path = format!("/v1/sinks/archive/{verb}");
     let answer = daemon.client().request("POST", &path, &[], b"").expect("answered");
@@ -37,7 +37,7 @@ fn set_paused(daemon: &Daemon, paused: bool) {
 }
 
 /// Failed with this code, and said why in words a person can act on.
-fn assert_fails(output: &Output, code: i32, about: &[&str]) {
+pub fn assert_fails(output: &Output, code: i32, about: &[&str]) {
     let said = words(output);
     assert_eq!(output.status.code(), Some(code), "{said}");
     assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
@@ -269,7 +269,7 @@ fn sigterm_under_load_ends_with_code_0_and_loses_nothing() {
 }
 
 /// A stopped data directory whose log still holds `count` events, undelivered.
-fn held(dir: &Path, count: usize, end: fn(Daemon)) {
+pub fn held(dir: &Path, count: usize, end: fn(Daemon)) {
     let daemon = Daemon::start(dir, TINY);
     set_paused(&daemon, true);
     let mut client = daemon.client();
@@ -280,7 +280,7 @@ fn held(dir: &Path, count: usize, end: fn(Daemon)) {
 }
 
 /// The segment that holds `needle`, its bytes, and where.
-fn find(dir: &Path, needle: &str) -> (std::path::PathBuf, Vec<u8>, usize) {
+pub fn find(dir: &Path, needle: &str) -> (std::path::PathBuf, Vec<u8>, usize) {
     files_below(&dir.join("wal"))
         .into_iter()
         .find_map(|file| {
@@ -291,7 +291,7 @@ fn find(dir: &Path, needle: &str) -> (std::path::PathBuf, Vec<u8>, usize) {
         .unwrap_or_else(|| panic!("{needle} is in no segment"))
 }
 
-fn verify(dir: &Path) -> (Option<i32>, Value, String) {
+pub fn verify(dir: &Path) -> (Option<i32>, Value, String) {
     let output = run(&["wal", "verify", "--json", "--data-dir", text(dir)]);
     let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
     (output.status.code(), report, words(&output))

@@ -151,12 +151,28 @@ fn an_object_is_an_event_only_with_specversion() {
 fn depth_is_bounded_and_brackets_in_strings_do_not_count() {
     let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
     let reads = |text: &str| read_item(text, false, &mut Vec::new()).is_ok();
-    assert!(reads(&nested(MAX_DEPTH)));
-    assert!(!reads(&nested(MAX_DEPTH + 1)));
+    assert!(reads(&nested(MAX_DEPTH - 1)));
+    assert!(!reads(&nested(MAX_DEPTH)));
     assert!(!reads(&nested(1_000_000)));
     assert!(!reads(&"[".repeat(1_000_000)));
     assert!(reads(&format!("[{}[]]", "{},".repeat(300))));
     assert!(reads(&format!(r#"["\"{}",[]]"#, "[{".repeat(300))));
+}
+
+#[test]
+fn plain_data_is_never_so_deep_that_its_event_would_not_be_accepted() {
+    let is_event =
+        |data: &str| read_item(&with(&format!(r#","data":{data}"#)), true, &mut Vec::new()).is_ok();
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"{"\u0061":"#, "}")] {
+        let nested = |n: usize| format!("{}1{}", open.repeat(n), close.repeat(n));
+        for depth in [MAX_DEPTH - 2, MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1] {
+            let data = nested(depth);
+            let expected = is_event(&data);
+            assert_eq!(expected, depth < MAX_DEPTH);
+            assert_eq!(read_item(&data, false, &mut Vec::new()).is_ok(), expected, "{depth} of {open}");
+            assert_eq!(read_value(&data).is_ok(), expected, "{depth} of {open}, as a body");
+        }
+    }
 }
 
 #[test]

@@ -45,6 +45,32 @@ fn record<'a>(tag: u128, bytes: &'a [u8]) -> Record<'a> {
     Record { tag, crc: crc32fast::hash(bytes), bytes }
 }
 
+/// Whatever else is right about it: counting on from such an offset would not end well.
+#[test]
+fn a_frame_with_offsets_that_nobody_reaches_is_none() {
+    let encoded = |header: Header, records: &[Record<'static>]| {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &header, records.iter().copied());
+        bytes
+    };
+    let records = [record(1, b"a"), record(2, b"b")];
+    let of_records = |base, durable| {
+        let header = Header { base, durable, records: 2, payload_bytes: 2, ..golden().0 };
+        peek(&encoded(header, &records))
+    };
+    let void = |base, end| peek(&encoded(Header::void(SALT, base..end, 0), &[]));
+    assert!(of_records(OFFSETS_END - 2, OFFSETS_END).is_some() && void(5, OFFSETS_END).is_some());
+    for far in [
+        of_records(OFFSETS_END - 1, 0),
+        of_records(u64::MAX - 3, 0),
+        of_records(0, OFFSETS_END + 1),
+        void(5, OFFSETS_END + 1),
+        void(u64::MAX - 1, u64::MAX),
+    ] {
+        assert_eq!(far, None);
+    }
+}
+
 /// A record's tag and bytes, if it validates.
 type Checked = Option<(u128, Vec<u8>)>;
 
@@ -142,7 +168,7 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read_back(
-        salt in 1u64.., base in 0u64..1 << 60, durable: u64, accepted_at_micros: i64,
+        salt in 1u64.., base in 0u64..1 << 60, durable in 0..=OFFSETS_END, accepted_at_micros: i64,
         records in prop::collection::vec((any::<u128>(), prop::collection::vec(any::<u8>(), 0..40)), 1..20),
     ) {
         let payload_bytes = records.iter().map(|(_, bytes)| bytes.len() as u32).sum();

@@ -35,7 +35,7 @@ pub(in crate::log) enum End {
 /// Room for one page of frames: every byte of a log can be tried.
 const SEGMENT_BYTES: u64 = 8192;
 
-fn options() -> Options {
+pub(in crate::log) fn options() -> Options {
     Options {
         dir: dir(),
         quarantine_dir: "/data/quarantine".into(),
@@ -52,7 +52,7 @@ pub(in crate::log) fn dir() -> PathBuf {
     "/data/wal".into()
 }
 
-fn open(disk: &SimulatedDisk, known_durable: u64) -> Recovered {
+pub(in crate::log) fn open(disk: &SimulatedDisk, known_durable: u64) -> Recovered {
     let seed = disk.operations() + disk.files().len() as u64 + known_durable;
     recover(Arc::new(disk.clone()), options(), known_durable, entropy(seed), 77).expect("it opens")
 }
@@ -108,13 +108,13 @@ pub(in crate::log) fn disk_with_log(end: End) -> (SimulatedDisk, BTreeMap<u64, W
 
 /// Everything a log yields from `from` on.
 #[derive(Debug, Default)]
-struct Yield {
-    records: BTreeMap<u64, Written>,
-    voids: BTreeSet<u64>,
-    damage: Vec<Damage>,
+pub(in crate::log) struct Yield {
+    pub records: BTreeMap<u64, Written>,
+    pub voids: BTreeSet<u64>,
+    pub damage: Vec<Damage>,
 }
 
-fn read_all(mut reader: Reader, max_records: usize, max_bytes: usize) -> Yield {
+pub(in crate::log) fn read_all(mut reader: Reader, max_records: usize, max_bytes: usize) -> Yield {
     let mut all = Yield::default();
     loop {
         let at = reader.position();
@@ -216,7 +216,7 @@ fn a_killed_log_keeps_every_record_with_its_tag_and_time() {
 }
 
 /// Flips `flip` in the byte at `at`.
-fn flip_byte(disk: &SimulatedDisk, path: &Path, at: u64, flip: u8) {
+pub(in crate::log) fn flip_byte(disk: &SimulatedDisk, path: &Path, at: u64, flip: u8) {
     let byte = disk.read_file(path).unwrap()[at as usize];
     disk.overwrite(path, at, &[byte ^ flip]).unwrap();
 }

@@ -24,6 +24,7 @@
 //! | `ring`, `feed` | the durable side of `dedupe` | the ledger's |
 //! | `copy`, `hold` | a copy of all files while the queue works | the caller's |
 //! | `open` | recovery of it all | the caller's |
+//! | `repair` | the event log written anew without its damage | the caller's |
 //!
 //! Every part is a plain object with synchronous steps; the daemon only puts threads around them, and
 //! tests drive them one by one. When storage fails the queue is latched: appends are refused, claims
@@ -37,6 +38,8 @@ mod dedupe;
 mod dropped;
 mod failures;
 mod feed;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hold;
 mod index;
 mod lag;
@@ -45,6 +48,7 @@ mod onlooker;
 mod open;
 mod order;
 mod ranges;
+mod repair;
 mod ring;
 mod rows;
 mod settle;
@@ -72,6 +76,7 @@ pub use copy::{Copied, CopyError};
 pub use ledger::{Clock, Ledger};
 pub use onlooker::{FailuresOnDisk, known_durable, resume_token};
 pub use open::{OpenError, Opened, ledger_options, open, wal_options};
+pub use repair::repair_log;
 
 use dropped::How;
 use rows::Rows;

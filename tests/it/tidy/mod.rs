@@ -336,6 +336,8 @@ fn the_source_keeps_the_house_rules() {
     all.extend(sources("tests"));
     all.extend(sources("benches"));
     all.extend(sources("examples"));
+    all.extend(sources("fuzz/src"));
+    all.extend(sources("fuzz/fuzz_targets"));
     let wrong = check(&all);
     assert!(wrong.is_empty(), "{} broken house rules:\n{}", wrong.len(), wrong.join("\n"));
 }

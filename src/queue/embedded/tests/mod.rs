@@ -12,6 +12,7 @@ mod model;
 mod onlooker;
 mod order;
 mod order_crash;
+mod repair;
 #[cfg(feature = "schedules")]
 mod schedules;
 
@@ -33,7 +34,7 @@ use crate::sink::{Batch, Resume};
 
 use super::index::Place;
 use super::open::open_with;
-use super::{Committer, EmbeddedQueue, Ledger, OpenError, Opened};
+use super::{Clock, Committer, EmbeddedQueue, Ledger, OpenError, Opened};
 
 const ALL: ClaimLimit = ClaimLimit { events: 1000, bytes: 1 << 20 };
 const ARCHIVE: SinkId = SinkId(0);
