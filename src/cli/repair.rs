@@ -22,8 +22,8 @@ use crate::queue::embedded::wal_options;
 pub(super) const HELP: &str = "\
 A damaged segment is copied into quarantine and written anew with all its intact events. Offsets
 that are lost become void, in the ledger and in the log, so that `verify` speaks of new damage only
-and `status` goes on counting the loss. A file that holds nothing of a segment moves into
-quarantine. Not while a daemon runs (code 3).
+and `status` goes on counting the loss; sent again they are no duplicates. A file that holds
+nothing of a segment moves into quarantine. Not while a daemon runs (code 3).
 
 Examples:
   eventflow wal repair --data-dir /var/lib/eventflow            # says what it would do

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::Step;
 use super::super::recovery::tests::{
     End, Written, disk_with_log, flip_byte, open, options, read_all, segment_files, used,
 };
@@ -169,6 +170,32 @@ fn missing_segments_become_voids_of_the_one_before() {
         check(&disk, end, &format!("case {index}"));
         assert!(segment_files(&disk).contains(&first));
     }
+}
+
+#[test]
+fn a_full_segment_grows_by_what_its_voids_take() {
+    let disk = SimulatedDisk::new(1);
+    let mut recovered = open(&disk, 0);
+    let bytes = [7; 20];
+    for count in [90, 5] {
+        while recovered.stock.step() == Step::Worked {}
+        let record = Record { tag: 1, crc: crc32fast::hash(&bytes), bytes: &bytes };
+        recovered.writer.append(5, vec![record; count].into_iter()).unwrap();
+        recovered.writer.commit().unwrap();
+    }
+    recovered.writer.close().unwrap();
+    let first = segment_files(&disk)[0].clone();
+    let records = DATA_START + frame::HEADER_BYTES as u64 + 90 * frame::ENTRY_BYTES as u64;
+    (0..90).step_by(2).for_each(|index| flip_byte(&disk, &first, records + index * 20, 1));
+    check(&disk, 95, "every other record of a full segment");
+    assert_eq!(disk.read_file(&first).unwrap().len(), 8192 + 4096);
+
+    // It is given up like any other, and its file is not used again.
+    let mut recovered = open(&disk, 95);
+    recovered.log.release_below(95);
+    while recovered.stock.step() == Step::Worked {}
+    assert!(!disk.files().contains(&first));
+    assert!(disk.files().iter().all(|file| disk.read_file(file).is_ok_and(|bytes| bytes.len() <= 8192)));
 }
 
 #[test]

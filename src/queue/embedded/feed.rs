@@ -6,6 +6,7 @@
 //! after a restart.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -98,6 +99,15 @@ impl Feed {
                 }
             },
         }
+    }
+
+    /// Forgets the tags of these offsets, durably.
+    pub fn forget(&mut self, offsets: &[Range<u64>]) -> io::Result<()> {
+        let State::On(ring) = &mut self.ring else { return Ok(()) };
+        for range in offsets {
+            ring.forget(range.clone())?;
+        }
+        ring.publish(ring.end())
     }
 
     fn make(&self, old: Option<&Ring>) -> io::Result<Ring> {

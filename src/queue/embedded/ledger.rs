@@ -230,6 +230,13 @@ impl Ledger {
         Ok(more)
     }
 
+    /// For a repair: what was lost may be sent again, and is no duplicate then.
+    pub(super) fn forget_lost_tags(&mut self) -> Result<(), QueueError> {
+        let voids: Vec<_> = self.shared.state().voids.iter().collect();
+        let forgotten = self.feed.forget(&voids);
+        forgotten.map_err(|error| latch(&self.shared, format!("the dedupe ring: {error}")))
+    }
+
     /// The last round of an orderly stop: everything is written, then the mark of a clean stop.
     pub fn close(mut self) -> Result<(), QueueError> {
         // Ends: nobody brings rows any more, and each round settles some or has no room.

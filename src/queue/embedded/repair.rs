@@ -4,7 +4,8 @@
 //! open ─► read the whole log ─► its losses into the ledger, synced ─► close ─► write damaged segments anew
 //! ```
 //!
-//! The log forgets its losses when it is repaired, so the ledger has them first. A crash before that
+//! The log forgets its losses when it is repaired, so the ledger has them first; and the dedupe ring forgets
+//! their tags, so that what is lost can be sent again. A crash before that
 //! changes nothing but what an opening changes; a crash after it leaves damage that is known and is not counted
 //! again. Runs on the caller's thread and blocks; an error ends it like a crash.
 
@@ -40,6 +41,7 @@ pub fn repair_log(
         let reason = "the ledger has no room for what is lost; make room on the disk and try again";
         return Err(QueueError::StorageFailed(reason.to_owned()));
     }
+    ledger.forget_lost_tags()?;
     queue.begin_drain();
     queue.close_appends();
     let failed = |error: LogError| QueueError::StorageFailed(error.to_string());

@@ -27,6 +27,7 @@
 //! failing costs memory of old duplicates at most; it is never a reason not to start.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -204,6 +205,18 @@ impl Ring {
         Ok(())
     }
 
+    /// Forgets the tags of these offsets, as far as they are kept here. Certain after [`Ring::publish`].
+    pub fn forget(&self, offsets: Range<u64>) -> io::Result<()> {
+        let mut offset = offsets.start.max(self.first());
+        let end = offsets.end.min(self.header.end);
+        while offset < end {
+            let run = (end - offset).min(CHUNK_TAGS);
+            self.write(offset, &vec![0; run as usize])?;
+            offset += run;
+        }
+        Ok(())
+    }
+
     /// Makes what was written durable, then says so: the end moves to `end`. After an error this
     /// ring must not be used again, because nobody knows what of it the disk has.
     pub fn publish(&mut self, end: u64) -> io::Result<()> {
@@ -261,7 +274,7 @@ mod tests {
         if offset % 3 == 2 { 0 } else { u128::from(offset + 1) << 64 | u128::from(offset + 1) }
     }
 
-    fn tags(range: std::ops::Range<u64>) -> Vec<u128> {
+    fn tags(range: Range<u64>) -> Vec<u128> {
         range.map(tag).collect()
     }
 
@@ -291,6 +304,22 @@ mod tests {
             let reopened = Ring::open(&*disk, dir()).unwrap().unwrap();
             let expected: Vec<_> = (end.saturating_sub(WINDOW)..end).map(|o| (o, tag(o))).collect();
             assert_eq!(all(&reopened), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_forgotten_is_and_nothing_else() {
+        for forgotten in [0..3, 20..22, 19..31, 23..24, 5..24, 30..40, 0..100] {
+            let (disk, mut ring) = fresh(WINDOW);
+            for end in [9, 18, 27, 31] {
+                ring.write(ring.end(), &tags(ring.end()..end)).unwrap();
+                ring.publish(end).unwrap();
+            }
+            ring.forget(forgotten.clone()).unwrap();
+            ring.publish(31).unwrap();
+            let reopened = Ring::open(&*disk, dir()).unwrap().unwrap();
+            let expected = (21..31).map(|o| (o, if forgotten.contains(&o) { 0 } else { tag(o) }));
+            assert_eq!(all(&reopened), expected.collect::<Vec<_>>(), "{forgotten:?}");
         }
     }
 
