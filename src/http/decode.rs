@@ -220,7 +220,8 @@ fn not_utf8(form: &Form, body: &[u8], at: usize) -> Problem {
     }
     let before = body[..at].split(|&b| b == b'\n');
     let line_starts = body[..at].iter().filter(|&&b| b == b'\n').count();
-    let index = before.take(line_starts).filter(|line| !line.trim_ascii().is_empty()).count();
+    let is_item = |line: &&[u8]| line.iter().any(|b| !matches!(b, b' ' | b'\t' | b'\r'));
+    let index = before.take(line_starts).filter(is_item).count();
     Problem::malformed_items(vec![ItemError { index, detail }])
 }
 

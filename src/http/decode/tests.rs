@@ -201,6 +201,13 @@ fn a_broken_batch_names_each_item_at_fault() {
     assert_eq!(at_fault("application/x-ndjson", &lines), (0..100).collect::<Vec<_>>());
 }
 
+/// A form feed is no white space in JSON: such a line is an item at fault, and counts.
+#[test]
+fn the_line_that_is_not_utf_8_is_named_by_the_items_before_it() {
+    let lines = [("content-type", "application/x-ndjson")];
+    assert_eq!(refusal(read(&lines, "", b"1\n\x0c\n \t\r\n\"\xff\"\n")), (Slug::Malformed, vec![2]));
+}
+
 #[test]
 fn what_is_not_utf_8_is_refused() {
     assert_eq!(refusal(read(&[("content-type", "application/json")], "", b"\"\xff\"")).0, Slug::Malformed);
