@@ -184,11 +184,14 @@ fn image(mut rest: &[u8]) -> (SimulatedDisk, BTreeSet<Delivered>) {
         if flags & 4 == 0 {
             make_right(&mut bytes, salt);
         }
+        // Without a header the segment is what its name and its frames say; and one wrong byte of a frame's
+        // header or table is put right in reading, so what stood there before counts as well.
+        let salts = (flags & 3 != 3).then_some(salt);
+        written.extend(records_in(&bytes, salts));
         if flags & 8 != 0 {
             bytes[DATA_START as usize + data.len().saturating_sub(1)] ^= 0xff;
+            written.extend(records_in(&bytes, salts));
         }
-        // Without a header the segment is what its name and its frames say.
-        written.extend(records_in(&bytes, (flags & 3 != 3).then_some(salt)));
         for (bit, at) in [(1, 0), (2, COPY_B)] {
             if flags & bit != 0 {
                 bytes[at + 20] ^= 0xff;
@@ -220,9 +223,10 @@ fn layout(bytes: &[u8], at: usize) -> Option<(Range<usize>, Range<usize>)> {
     (records.end <= bytes.len()).then_some((table, records))
 }
 
-/// Gives every frame the checksums of what it holds, so that the fuzzer need not compute them.
+/// Gives every frame the checksums of what it holds, so that the fuzzer need not compute them; those within
+/// another one first.
 fn make_right(bytes: &mut [u8], own_salt: u64) {
-    for at in (DATA_START as usize..bytes.len()).step_by(ALIGN) {
+    for at in (DATA_START as usize..bytes.len()).step_by(ALIGN).rev() {
         let Some((table, records)) = layout(bytes, at) else { continue };
         if number_at(bytes, at + 8, 8) == 0 {
             bytes[at + 8..at + 16].copy_from_slice(&own_salt.to_le_bytes());

@@ -115,7 +115,7 @@ impl Cursor {
                     Next::MustMove => break,
                 }
             }
-            if !self.take_records(measure.records, &mut bytes_left, piece)? {
+            if !self.take_records(measure.records, bounds.until, &mut bytes_left, piece)? {
                 break;
             }
         }
@@ -138,7 +138,7 @@ impl Cursor {
             }
             let Some(inside) = self.inside.take() else { continue };
             let first = inside.index;
-            for (offset, entry) in (inside.frame.header.base..)
+            for (offset, entry) in (inside.frame.header.base..bounds.until)
                 .zip(frame::entries(&inside.frame.header, &inside.frame.prefix))
                 .skip(first)
             {
@@ -146,6 +146,7 @@ impl Cursor {
                 taken += 1;
             }
             self.leave(&inside.frame);
+            self.next = self.next.min(bounds.until);
         }
         Ok(taken)
     }
@@ -255,13 +256,20 @@ impl Cursor {
         self.next = to;
     }
 
-    /// Takes records of the frame inside which the cursor is. `false` when the read ends here.
-    fn take_records(&mut self, max: usize, bytes_left: &mut usize, piece: &mut Piece) -> io::Result<bool> {
+    /// Takes records of the frame inside which the cursor is, below `until`: what a file of another log says
+    /// beyond it, another segment holds. `false` when the read ends here.
+    fn take_records(
+        &mut self,
+        max: usize,
+        until: u64,
+        bytes_left: &mut usize,
+        piece: &mut Piece,
+    ) -> io::Result<bool> {
         let Some(mut inside) = self.inside.take() else { return Ok(true) };
         let frame = inside.frame.clone();
         let mut goes_on = true;
         let entries = frame::entries_from(&frame.header, &frame.prefix, inside.index);
-        for (offset, entry) in (self.next..).zip(entries) {
+        for (offset, entry) in (self.next..until).zip(entries) {
             let len = entry.len as usize;
             let has_records = !piece.records.is_empty();
             let too_much = piece.records.len() >= max || (len > *bytes_left && has_records);

@@ -214,15 +214,17 @@ enum Visit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame::Record;
+    use super::super::frame::{self, Header, Kind, Record};
+    use super::super::segment::{self, SegmentHeader};
     use super::super::writer::tests::entropy;
     use super::super::{Options, Recovered, Step, Stream, recover};
     use super::*;
+    use crate::disk::Disk;
     use crate::disk::simulated::SimulatedDisk;
+    use std::path::PathBuf;
 
-    /// A log with frames of very different sizes, some far larger than one read.
-    fn log() -> (Recovered, Vec<Vec<u8>>) {
-        let options = Options {
+    fn options() -> Options {
+        Options {
             dir: "/data/wal".into(),
             quarantine_dir: "/data/quarantine".into(),
             stream: Stream::Events,
@@ -231,9 +233,13 @@ mod tests {
             spares: 1,
             min_free_disk_bytes: 0,
             owners_files: &[],
-        };
+        }
+    }
+
+    /// A log with frames of very different sizes, some far larger than one read.
+    fn log() -> (Recovered, Vec<Vec<u8>>) {
         let disk = SimulatedDisk::new(1);
-        let mut recovered = recover(Arc::new(disk), options, 0, entropy(1), 0).expect("it opens");
+        let mut recovered = recover(Arc::new(disk), options(), 0, entropy(1), 0).expect("it opens");
         let mut written = Vec::new();
         for (count, len) in
             [(1, 10), (4000, 300), (1, 0), (3, 400_000), (2000, 0), (50, 90), (1, 1_900_000), (7, 7)]
@@ -327,6 +333,53 @@ mod tests {
                 recovered.writer.mark_idle().expect("the disk works");
             }
         }
+    }
+
+    /// As where a segment of another log was copied into this one.
+    #[test]
+    fn of_a_frame_that_reaches_into_the_next_segment_only_what_comes_before_it_is_read() {
+        let disk = SimulatedDisk::new(1);
+        let dir = PathBuf::from("/data/wal");
+        disk.create_dir_all(&dir).expect("an empty disk has room");
+        for (base, records) in [(0, vec![&b"a"[..], b"b"]), (1, vec![b"c"])] {
+            let salt = 7 + base;
+            let size = 8192;
+            let header =
+                SegmentHeader { stream: Stream::Events, base, salt, size, created_micros: 0, durable: base };
+            let mut bytes = Vec::new();
+            segment::encode_header(&mut bytes, &header);
+            let payload_bytes = records.len() as u32;
+            let header = Header {
+                kind: Kind::Records,
+                salt,
+                base,
+                durable: base,
+                accepted_at_micros: 0,
+                records: records.len() as u32,
+                payload_bytes,
+            };
+            let records = records.iter().map(|bytes| Record { tag: 1, crc: crc32fast::hash(bytes), bytes });
+            frame::encode(&mut bytes, &header, records);
+            bytes.resize(size as usize, 0);
+            let file = disk.create(&dir.join(segment::segment_name(base))).expect("an empty disk has room");
+            file.write_all_at(&bytes, 0).expect("an empty disk has room");
+        }
+        let options = Options { segment_bytes: 8192, budget_bytes: 80 << 10, ..options() };
+        let recovered = recover(Arc::new(disk), options, 0, entropy(1), 0).expect("it opens");
+        assert_eq!((recovered.log.durable_end(), recovered.log.next_offset()), (2, 2));
+        let mut reader = recovered.log.reader(0);
+        let mut read = Vec::new();
+        loop {
+            let chunk = reader.read(9, 999).expect("it reads");
+            if chunk.range.is_empty() {
+                break;
+            }
+            read.extend(chunk.records.iter().map(|record| (record.offset, chunk.bytes(record).to_vec())));
+        }
+        assert_eq!((read, reader.position()), (vec![(0, b"a".to_vec()), (1, b"c".to_vec())], 2));
+        let (mut reader, mut tags) = (recovered.log.reader(0), Vec::new());
+        while reader.read_tags(9, &mut tags).expect("it reads") > 0 {}
+        assert_eq!((tags, reader.position()), (vec![(0, 1), (1, 1)], 2));
     }
 
     #[test]
