@@ -444,11 +444,12 @@ fn open_sink(
     resume: Resume,
 ) -> Result<Box<dyn sink::Sink>, Error> {
     let mut own = own.lock().unwrap_or_else(PoisonError::into_inner);
-    let opened = match own.get_mut(&sink.name) {
-        Some(open) => open(resume),
-        None => sink::open(sink, &config.data_dir, disk.clone(), resume),
-    };
-    opened.map_err(|error| Error::Failed(error.to_string()))
+    match own.get_mut(&sink.name) {
+        Some(open) => open(resume).map_err(|error| Error::Failed(error.to_string())),
+        // A target that is away is no error of ours, so what is one is in the configuration.
+        None => sink::open(sink, &config.data_dir, disk.clone(), resume)
+            .map_err(|error| ConfigError::Mistakes(vec![error.to_string()]).into()),
+    }
 }
 
 /// Workers read the log and the archive writes files, so each has a thread of its own.

@@ -107,7 +107,7 @@ struct Archive {
 
 impl Archive {
     fn root(&self) -> &Path {
-        &self.options.root
+        &self.options.tree.root
     }
 
     /// A path as one would type it from the archive's directory.
@@ -129,8 +129,9 @@ fn archives(args: &ArchiveArgs, config: &Config) -> Result<Vec<Archive>, Failure
     }
     let open = |sink: &SinkConfig| -> Option<Result<Archive, Failure>> {
         let options = Options::of(sink, &config.data_dir)?;
-        if !options.root.is_dir() {
-            let (root, sentence) = (options.root.display(), "`--data-dir` or `--config` says where to look");
+        let root = &options.tree.root;
+        if !root.is_dir() {
+            let (root, sentence) = (root.display(), "`--data-dir` or `--config` says where to look");
             return Some(Err(Failure::failed(format_args!("there is no archive in {root}; {sentence}"))));
         }
         let token = resume_token(&RealDisk::default(), config, &sink.name).unwrap_or_else(|error| {
@@ -148,7 +149,7 @@ fn archives(args: &ArchiveArgs, config: &Config) -> Result<Vec<Archive>, Failure
 fn show_verdict(args: &ArchiveArgs, archive: &Archive) -> Result<Exit, Failure> {
     let disk = RealDisk::default();
     let token = archive.token.as_deref();
-    let found = with_progress(|told| verify(&disk, archive.root(), token, threads(), told))?;
+    let found = with_progress(|told| verify(&disk, &archive.options.tree, token, threads(), told))?;
     let text = match args.json {
         true => format!("{}\n", verdict_json(archive, &found)),
         false => verdict_text(archive, &found),
@@ -226,7 +227,7 @@ fn verdict_json(archive: &Archive, found: &Verdict) -> Value {
 /// `eventflow archive list`
 fn show_files(args: &ArchiveArgs, archive: &Archive) -> Result<Exit, Failure> {
     let disk = RealDisk::default();
-    let catalog = Catalog::read(&disk, archive.root()).map_err(Failure::failed)?;
+    let catalog = Catalog::read(&disk, &archive.options.tree).map_err(Failure::failed)?;
     let removed = catalog.manifest.entries.values().filter(|entry| !entry.is_kept());
     let mut rows: Vec<Row> = removed.map(Row::removed).collect();
     let last = catalog.files.len().saturating_sub(1);
@@ -328,7 +329,7 @@ fn mend(args: &RepairArgs) -> Result<Exit, Failure> {
     let mut is_left = false;
     for archive in archives(&args.archive, &config)? {
         let token = archive.token.as_deref();
-        let mut repairs = with_progress(|told| plan(&*disk, archive.root(), token, threads(), told))?;
+        let mut repairs = with_progress(|told| plan(&*disk, &archive.options.tree, token, threads(), told))?;
         if args.yes && !repairs.is_empty() {
             repairs =
                 repair(&disk, &archive.options, token, repairs, Micros::now()).map_err(Failure::failed)?;

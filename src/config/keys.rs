@@ -272,6 +272,12 @@ const SINK: &[Key] = &[
 
 const ARCHIVE: &[Key] = &[
     key("path", "Where, relative to `data_dir`.").range("a directory of its own"),
+    key(
+        "layout",
+        "The directories below `path`, by the UTC date on which a file's first event was accepted; `year=%Y/month=%m/day=%d` \
+         is read as partitions by DuckDB and Spark. An archive has one layout: another one needs a sink with another `name` and `path`.",
+    )
+    .range("`%Y`, `%m` and `%d` once each, in this order, in one to three directories"),
     key("rotate_size", "A file is finished at this size."),
     key("rotate_every", "A file is finished at this age, and at each change of the UTC date."),
     key("rotate_count", "A file is finished with so many events; 0 is no bound."),

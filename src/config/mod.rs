@@ -15,6 +15,7 @@ mod explain;
 mod files;
 mod hook;
 mod keys;
+mod layout;
 mod pattern;
 mod print;
 mod read;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use exec::Exec;
 pub use hook::{Encoding, Hmac, Hook, HookKeys, HookKind, Piece};
+pub use layout::Layout;
 pub use pattern::Pattern;
 pub use tls::Tls;
 pub use tokens::{Rate, Scope, Scopes, Token, TokenHash, Tokens, digest_from_hex};
@@ -320,6 +322,8 @@ pub enum SinkKind {
     JsonFile {
         /// Its directory, relative to `data_dir` when it is not absolute.
         path: PathBuf,
+        /// How its directories are named by dates.
+        layout: Layout,
         /// A file that reaches this size is finished.
         rotate_size_bytes: u64,
         /// A file this old is finished; also at every change of the UTC date.

@@ -98,6 +98,7 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     text(o, "type", sink.kind.name());
     if let SinkKind::JsonFile {
         path: dir,
+        layout,
         rotate_size_bytes,
         rotate_every,
         rotate_count,
@@ -107,6 +108,7 @@ fn sink(o: &mut String, sink: &SinkConfig) {
     } = &sink.kind
     {
         text(o, "path", &path(dir));
+        text(o, "layout", &layout.to_string());
         text(o, "rotate_size", &show_size(*rotate_size_bytes));
         text(o, "rotate_every", &show_duration(*rotate_every));
         bare(o, "rotate_count", rotate_count.unwrap_or(0));

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::settings::{Section, Settings};
 use super::units::{GIB, KIB, MIB, TIB, show_size};
 use super::{
-    Compress, Config, ConfigError, Exhausted, Failures, Filter, Http, Ledger, Listen, LogFormat, Mode,
-    OrderBy, Pattern, Retry, Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec, hook,
-    tls, webhook,
+    Compress, Config, ConfigError, Exhausted, Failures, Filter, Http, Layout, Ledger, Listen, LogFormat,
+    Mode, OrderBy, Pattern, Retry, Shutdown, SinkConfig, SinkKind, Snapshot, Telemetry, Tokens, Wal, exec,
+    hook, tls, webhook,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -358,8 +358,16 @@ pub(super) fn name(s: &mut Section, list: &str) -> String {
 }
 
 /// The keys of an archive.
-const ARCHIVE_KEYS: [&str; 7] =
-    ["path", "rotate_size", "rotate_every", "rotate_count", "compress", "retain_age", "retain_size"];
+const ARCHIVE_KEYS: [&str; 8] = [
+    "path",
+    "layout",
+    "rotate_size",
+    "rotate_every",
+    "rotate_count",
+    "compress",
+    "retain_age",
+    "retain_size",
+];
 
 fn json_file(s: &mut Section) -> SinkKind {
     let compress = [Compress::None, Compress::Zstd, Compress::Gzip].map(|how| (how.name(), how));
@@ -369,6 +377,7 @@ fn json_file(s: &mut Section) -> SinkKind {
                 (!text.is_empty() && !is_ours(text)).then(|| PathBuf::from(text))
             })
             .unwrap_or_else(|| PathBuf::from("archive")),
+        layout: s.parsed("layout", Layout::WANTED, Layout::parse).unwrap_or_default(),
         rotate_size_bytes: s.size("rotate_size", KIB..=TIB).unwrap_or(256 * MIB),
         rotate_every: s.duration("rotate_every", SECOND..=366 * DAY).unwrap_or(DAY),
         rotate_count: s.number("rotate_count", 0..=1_000_000_000_000).filter(|count| *count > 0),

@@ -171,6 +171,14 @@ fn mistakes_name_the_key_the_place_and_what_would_be_right() {
         ),
         ("[[sink]]\nname = \"a\"\ntype = \"json_file\"\ncompress = \"lz4\"", &["`sink.a.compress`", "zstd"]),
         (
+            "[[sink]]\nname = \"a\"\ntype = \"json_file\"\nlayout = \"../%Y/%m/%d\"",
+            &["f.toml:4:", "`sink.a.layout` = \"../%Y/%m/%d\"", "once each, in this order"],
+        ),
+        (
+            "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nlayout = \"%Y-%m-%d\"",
+            &["`sink.a.layout`", "type \"json_file\" only"],
+        ),
+        (
             "[[sink]]\nname = \"a\"\ntype = \"json_file\"\nworkers = 4",
             &["sink `a`", "`workers` = 4", "keeps events in order"],
         ),

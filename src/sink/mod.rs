@@ -162,11 +162,12 @@ pub fn copy_files(
     to: &Path,
     resume: &Resume,
 ) -> io::Result<Kept> {
-    let SinkKind::JsonFile { path, .. } = &config.kind else { return Ok(Kept::Nothing) };
-    let root = from.join(path);
-    match root.strip_prefix(from) {
-        Ok(inside) => Ok(Kept::Copied(json_file::copy_to(disk, &root, &to.join(inside), resume)?)),
-        Err(_) => Ok(Kept::Elsewhere(root)),
+    let Some(json_file::Options { tree, .. }) = json_file::Options::of(config, from) else {
+        return Ok(Kept::Nothing);
+    };
+    match tree.root.strip_prefix(from) {
+        Ok(inside) => Ok(Kept::Copied(json_file::copy_to(disk, &tree, &to.join(inside), resume)?)),
+        Err(_) => Ok(Kept::Elsewhere(tree.root)),
     }
 }
 

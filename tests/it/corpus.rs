@@ -43,7 +43,7 @@ fn original(line: &str) -> Original {
 }
 
 /// A folder with the events to send, one a line.
-fn events_file(originals: &[Original]) -> (tempfile::TempDir, String) {
+pub fn events_file(originals: &[Original]) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("events.ndjson");
     let lines: Vec<&str> = originals.iter().map(|o| o.line.as_str()).collect();

@@ -15,6 +15,7 @@ mod hooks;
 mod hostile;
 mod index;
 mod kill;
+mod layout;
 mod metrics;
 mod openapi;
 mod outage;

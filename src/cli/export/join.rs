@@ -10,13 +10,13 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::disk::{Access, Disk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
 use crate::log::{Chunk, LogError, OfflineReader, ReadError};
 use crate::sink::json_file::catalog::{Catalog, CatalogFile};
-use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Lines, Piece};
+use crate::sink::json_file::layout::{self, ArchiveFile, Day, Form, Lines, Piece, Tree};
 
 use super::ahead::Ahead;
 use super::filter::Filter;
@@ -100,7 +100,7 @@ enum Ended {
 /// An export under way.
 pub(super) struct Join<'a, T, O> {
     disk: &'a dyn Disk,
-    root: &'a Path,
+    tree: &'a Tree,
     filter: &'a Filter,
     tail: T,
     out: &'a mut O,
@@ -117,10 +117,10 @@ pub(super) struct Join<'a, T, O> {
 }
 
 impl<'a, T: Tail, O: Output> Join<'a, T, O> {
-    pub fn new(disk: &'a dyn Disk, root: &'a Path, filter: &'a Filter, tail: T, out: &'a mut O) -> Self {
+    pub fn new(disk: &'a dyn Disk, tree: &'a Tree, filter: &'a Filter, tail: T, out: &'a mut O) -> Self {
         Self {
             disk,
-            root,
+            tree,
             filter,
             tail,
             out,
@@ -162,8 +162,7 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
 
     /// Reads the archive's files that can hold wanted events from `next` on.
     fn read_archive(&mut self) -> Result<(), JoinError> {
-        let catalog =
-            Catalog::read(self.disk, self.root).map_err(|source| self.unreadable(self.root, source))?;
+        let catalog = Catalog::read(self.disk, self.tree).map_err(|source| self.unreadable(source))?;
         let files = self.select(catalog.files);
         let sizes: Vec<u64> =
             files.iter().map(|(file, pass)| if pass.is_some() { 0 } else { self.size(&file.file) }).collect();
@@ -228,8 +227,8 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
 
     /// Whether a file that is not there is to be there: the manifest still says so.
     fn is_lost(&self, file: &CatalogFile) -> Result<bool, JoinError> {
-        let again = Catalog::read(self.disk, self.root);
-        let again = again.map_err(|source| self.unreadable(self.root, source))?;
+        let again = Catalog::read(self.disk, self.tree);
+        let again = again.map_err(|source| self.unreadable(source))?;
         Ok(file.listed.is_some() && again.files.contains(file))
     }
 
@@ -344,8 +343,8 @@ impl<'a, T: Tail, O: Output> Join<'a, T, O> {
         self.tally.bad_lines += std::mem::take(&mut self.bad);
     }
 
-    fn unreadable(&self, path: &Path, source: io::Error) -> JoinError {
-        JoinError::Archive { path: path.to_owned(), source }
+    fn unreadable(&self, source: io::Error) -> JoinError {
+        JoinError::Archive { path: self.tree.root.clone(), source }
     }
 }
 

@@ -22,9 +22,11 @@ use flate2::write::GzEncoder;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgs, Exit, Failure, count};
-use crate::config::{Config, SinkConfig, SinkKind};
+use crate::config::{Config, SinkConfig};
 use crate::disk::RealDisk;
 use crate::log::{OfflineReader, Stream};
+use crate::sink::json_file::Options;
+use crate::sink::json_file::layout::Tree;
 
 use filter::Filter;
 use join::Join;
@@ -113,7 +115,7 @@ pub(super) fn wanted(
 
 /// Where the events of a data directory are.
 pub(super) struct Store {
-    archive: PathBuf,
+    archive: Tree,
     wal: PathBuf,
 }
 
@@ -121,10 +123,10 @@ impl Store {
     /// Where a configuration says; at least one of the two must be there.
     pub(super) fn of(config: &Config) -> Result<Self, Failure> {
         let store = Self { archive: archive_of(config), wal: config.data_dir.join("wal") };
-        if !store.archive.is_dir() && !store.wal.is_dir() {
+        if !store.archive.root.is_dir() && !store.wal.is_dir() {
             return Err(Failure::failed(format_args!(
                 "there is neither an archive in {} nor a log in {}; `--data-dir` or `--config` says where to look",
-                store.archive.display(),
+                store.archive.root.display(),
                 store.wal.display()
             )));
         }
@@ -143,15 +145,13 @@ impl Store {
     }
 }
 
-/// Where the first archive that is configured stands; one that holds everything is preferred.
-fn archive_of(config: &Config) -> PathBuf {
-    let archive = |sink: &'_ SinkConfig| match &sink.kind {
-        SinkKind::JsonFile { path, .. } => Some(path.clone()),
-        SinkKind::Stdout | SinkKind::Webhook(_) | SinkKind::Exec(_) | SinkKind::Embedded { .. } => None,
-    };
-    let whole = config.sinks.iter().filter(|sink| sink.filter.is_open()).find_map(archive);
-    let configured = whole.or_else(|| config.sinks.iter().find_map(archive));
-    config.data_dir.join(configured.unwrap_or_else(|| PathBuf::from("archive")))
+/// The first archive that is configured; one that holds everything is preferred.
+fn archive_of(config: &Config) -> Tree {
+    let tree = |sink: &SinkConfig| Some(Options::of(sink, &config.data_dir)?.tree);
+    let whole = config.sinks.iter().filter(|sink| sink.filter.is_open()).find_map(tree);
+    whole
+        .or_else(|| config.sinks.iter().find_map(tree))
+        .unwrap_or_else(|| Tree::of(config.data_dir.join("archive")))
 }
 
 /// Words for standard error: damage always, the tally where the events went to a file.

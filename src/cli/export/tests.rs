@@ -10,7 +10,7 @@ use super::*;
 use crate::disk::{Disk, SimulatedDisk};
 use crate::event::{Micros, StoredEvent, write_archive_line};
 use crate::log::{Chunk, Damage, ReadError, ReadRecord};
-use crate::sink::json_file::layout::{Day, relative_path};
+use crate::sink::json_file::layout::{Day, Tree};
 use crate::sink::json_file::manifest::Entry;
 
 const HOUR: i64 = 3_600_000_000;
@@ -40,8 +40,12 @@ fn lines(offsets: impl IntoIterator<Item = u64>) -> Vec<u8> {
 
 const ROOT: &str = "/data/archive";
 
+fn tree() -> Tree {
+    Tree::of(ROOT)
+}
+
 fn put(disk: &SimulatedDisk, first: u64, bytes: &[u8]) -> PathBuf {
-    let path = Path::new(ROOT).join(relative_path(Day::of(accepted_at(first)), first));
+    let path = tree().path(Day::of(accepted_at(first)), first);
     place(disk, &path, bytes);
     path
 }
@@ -127,7 +131,7 @@ fn between(from: &str, to: &str) -> Filter {
 
 fn export(disk: &SimulatedDisk, log: Log, filter: &Filter) -> (Vec<u8>, Tally) {
     let mut out = Printer::new(Vec::new(), Format::Ndjson, true);
-    let tally = Join::new(disk, Path::new(ROOT), filter, log, &mut out).run().unwrap();
+    let tally = Join::new(disk, &tree(), filter, log, &mut out).run().unwrap();
     (out.finish().unwrap_or_else(|e| panic!("{e}")), tally)
 }
 
@@ -234,7 +238,7 @@ fn ranges_by_offset_cut_exactly_and_read_no_other_file() {
             let disk = archive(&[0..6, 6..12, 12..15]);
             for (file, covers) in [(0, 0..6), (6, 6..12)] {
                 if covers.end <= from || covers.start >= to {
-                    let path = Path::new(ROOT).join(relative_path(Day::of(accepted_at(file)), file));
+                    let path = tree().path(Day::of(accepted_at(file)), file);
                     disk.make_unreadable(&path, 0..u64::MAX).unwrap();
                 }
             }
@@ -247,7 +251,7 @@ fn ranges_by_offset_cut_exactly_and_read_no_other_file() {
 #[test]
 fn ranges_by_time_cut_exactly_and_read_no_file_of_days_before() {
     let disk = archive(&[0..24, 24..48, 48..72, 72..90]);
-    let day = |n: u64| Path::new(ROOT).join(relative_path(Day::of(accepted_at(n * 24)), n * 24));
+    let day = |n: u64| tree().path(Day::of(accepted_at(n * 24)), n * 24);
     for (from, to, expected) in [
         ("2025-06-16", "2025-06-17", 24..48),
         ("2025-06-16T12:00:00Z", "2025-06-17T01:00:00Z", 36..49),
@@ -274,7 +278,7 @@ fn a_clock_that_jumped_back_hides_no_event_from_a_range_by_time() {
     let json = json(10);
     let event = StoredEvent { offset: 50, accepted_at: accepted_at(10), json: json.as_bytes() };
     write_archive_line(&mut late, event);
-    place(&disk, &Path::new(ROOT).join(relative_path(Day::of(accepted_at(10)), 50)), &late);
+    place(&disk, &tree().path(Day::of(accepted_at(10)), 50), &late);
     let (found, _) = export(&disk, log(51..51), &between("", "2025-06-16"));
     assert_eq!(found, late);
     let (found, _) = export(&disk, log(51..51), &between("2025-06-16", ""));
@@ -294,7 +298,7 @@ fn globs_select_by_type_and_source_from_archive_and_log_alike() {
 fn compressed_files_are_read_and_a_damaged_one_costs_what_the_log_does_not_have() {
     let disk = archive(&[0..4, 8..12]);
     let bytes = zstd::encode_all(&lines(4..8)[..], 3).unwrap();
-    let path = Path::new(ROOT).join(relative_path(Day::of(accepted_at(4)), 4)).with_extension("ndjson.zst");
+    let path = tree().path(Day::of(accepted_at(4)), 4).with_extension("ndjson.zst");
     place(&disk, &path, &bytes);
     let (found, tally) = export(&disk, log(12..14), &everything());
     assert_lines(&found, 0..14);
@@ -310,15 +314,9 @@ fn compressed_files_are_read_and_a_damaged_one_costs_what_the_log_does_not_have(
 
 fn as_array(offsets: Range<u64>) -> Vec<u8> {
     let mut out = Printer::new(Vec::new(), Format::Json, true);
-    Join::new(
-        &archive(std::slice::from_ref(&offsets)),
-        Path::new(ROOT),
-        &everything(),
-        None::<Log>,
-        &mut out,
-    )
-    .run()
-    .unwrap();
+    Join::new(&archive(std::slice::from_ref(&offsets)), &tree(), &everything(), None::<Log>, &mut out)
+        .run()
+        .unwrap();
     out.finish().unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -401,7 +399,7 @@ fn entry(first: u64, last: u64, path: &Path) -> Entry {
 fn a_file_whose_times_the_manifest_tells_is_read_only_where_it_has_something() {
     // Four files of one day.
     let disk = archive(&[0..6, 6..12, 12..18, 18..24]);
-    let path = |first: u64| Path::new(ROOT).join(relative_path(Day::of(accepted_at(first)), first));
+    let path = |first: u64| tree().path(Day::of(accepted_at(first)), first);
     let lines: Vec<u8> =
         [0, 6, 12].into_iter().flat_map(|first| entry(first, first + 5, &path(first)).to_line()).collect();
     place(&disk, &Path::new(ROOT).join("manifest.ndjson"), &lines);
@@ -424,7 +422,7 @@ fn a_file_whose_times_the_manifest_tells_is_read_only_where_it_has_something() {
 #[test]
 fn a_listed_file_that_is_gone_is_told_unless_the_log_has_its_events() {
     let disk = archive(&[0..6, 12..18]);
-    let gone = Path::new(ROOT).join(relative_path(Day::of(accepted_at(6)), 6));
+    let gone = tree().path(Day::of(accepted_at(6)), 6);
     place(&disk, &Path::new(ROOT).join("manifest.ndjson"), &entry(6, 11, &gone).to_line());
     let (found, tally) = export(&disk, log(18..20), &everything());
     assert_lines(&found, (0..6).chain(12..20));

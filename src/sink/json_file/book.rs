@@ -41,8 +41,8 @@ pub(super) struct Book {
 impl Book {
     /// Reads the manifest, which [`settle`] has made durable.
     pub fn open(disk: &dyn Disk, options: &Options) -> Result<Self, Failure> {
-        let path = options.root.join(NAME);
-        let manifest = Manifest::read(disk, &options.root).doing("reading", &path)?;
+        let path = options.tree.root.join(NAME);
+        let manifest = Manifest::read(disk, &options.tree.root).doing("reading", &path)?;
         let is_doubtful = !manifest.damage.is_empty() || manifest.unfinished.is_some();
         Ok(Self { manifest, is_doubtful })
     }
@@ -53,7 +53,7 @@ impl Book {
         let first_offset = entry.first_offset;
         let before = self.manifest.entries.insert(first_offset, entry);
         let written = if self.is_doubtful || self.manifest.end == 0 {
-            replace(disk, &options.root, &self.manifest)
+            replace(disk, &options.tree.root, &self.manifest)
         } else {
             append(disk, options, self.manifest.end, &line)
         };
@@ -92,7 +92,7 @@ impl Book {
 }
 
 fn append(disk: &dyn Disk, options: &Options, end: u64, line: &[u8]) -> Result<u64, Failure> {
-    let path = options.root.join(NAME);
+    let path = options.tree.root.join(NAME);
     let file = disk.open(&path, Access::ReadWrite).doing("opening", &path)?;
     file.write_all_at(line, end).doing("writing", &path)?;
     file.sync_data().doing("syncing", &path)?;
@@ -123,9 +123,9 @@ pub(super) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), Failur
 /// Cuts a torn line off the manifest, makes what stays durable, and removes what a crash has left
 /// of work that was begun or is done. Afterwards each event stands in one file.
 pub(super) fn settle(disk: &dyn Disk, options: &Options) -> Result<Manifest, Failure> {
-    let root = &options.root;
+    let root = &options.tree.root;
     disk.create_dir_all(root).doing("creating", root)?;
-    let catalog = Catalog::read(disk, root).doing("listing", root)?;
+    let catalog = Catalog::read(disk, &options.tree).doing("listing", root)?;
     make_durable(disk, options, &catalog.manifest)?;
     let kept = clear(disk, options, &catalog, u64::MAX)?;
     for (file, other) in kept {
@@ -186,7 +186,7 @@ pub(super) fn clear<'a>(
 
 /// Cuts, or sets aside and writes anew, a manifest that is not whole; syncs one that is.
 fn make_durable(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Result<(), Failure> {
-    let path = options.root.join(NAME);
+    let path = options.tree.root.join(NAME);
     if manifest.lines == 0 {
         return Ok(());
     }
@@ -200,7 +200,7 @@ fn make_durable(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Resu
             quarantined = %aside.display(),
             "the archive's manifest is damaged; it was set aside, and what is missing in it is read from the files again"
         );
-        return replace(disk, &options.root, manifest).map(drop);
+        return replace(disk, &options.tree.root, manifest).map(drop);
     }
     let file = disk.open(&path, Access::ReadWrite).doing("opening", &path)?;
     if let Some(unfinished) = &manifest.unfinished {
@@ -213,12 +213,12 @@ fn make_durable(disk: &dyn Disk, options: &Options, manifest: &Manifest) -> Resu
         );
     }
     file.sync_data().doing("syncing", &path)?;
-    disk.sync_dir(&options.root).doing("syncing", &options.root)
+    disk.sync_dir(&options.tree.root).doing("syncing", &options.tree.root)
 }
 
 /// Copies the manifest into quarantine.
 fn set_manifest_aside(disk: &dyn Disk, options: &Options) -> Result<PathBuf, Failure> {
-    let path = options.root.join(NAME);
+    let path = options.tree.root.join(NAME);
     let source = disk.open(&path, Access::Read).doing("opening", &path)?;
     super::recover::copy_aside(disk, options, &path, source.as_ref(), 0, ("manifest", "ndjson"))
 }

@@ -16,12 +16,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::Path;
 
 use crate::disk::Disk;
 use crate::event::Micros;
 
-use super::layout::{self, ArchiveFile, Lines};
+use super::layout::{self, ArchiveFile, Lines, Tree};
 use super::manifest::{Entry, Manifest};
 
 /// One file of an archive.
@@ -63,19 +62,19 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Looks at the archive under `root`; an empty one when there is no such directory.
-    pub fn read(disk: &dyn Disk, root: &Path) -> io::Result<Self> {
-        let found = layout::list(disk, root)?;
-        Ok(Self::of(root, found, Manifest::read(disk, root)?))
+    /// Looks at the archive; an empty one when there is no such directory. A file that another layout made, there
+    /// or listed, is an error.
+    pub fn read(disk: &dyn Disk, tree: &Tree) -> io::Result<Self> {
+        let found = tree.list(disk)?;
+        Self::of(tree, found, Manifest::read(disk, &tree.root)?)
     }
 
-    fn of(root: &Path, found: Vec<ArchiveFile>, manifest: Manifest) -> Self {
+    fn of(tree: &Tree, found: Vec<ArchiveFile>, manifest: Manifest) -> io::Result<Self> {
         let mut catalog = Self::default();
         let mut files: BTreeMap<u64, CatalogFile> = BTreeMap::new();
         for entry in manifest.entries.values().filter(|entry| entry.is_kept()) {
-            if let Some(file) = ArchiveFile::at(root, Path::new(&entry.name)) {
-                files.insert(entry.first_offset, CatalogFile { file, listed: Some(entry.clone()) });
-            }
+            let file = tree.file(&entry.name)?;
+            files.insert(entry.first_offset, CatalogFile { file, listed: Some(entry.clone()) });
         }
         // Plain before compressed: what is not listed is not known to be whole unless it is plain.
         for file in found {
@@ -90,12 +89,14 @@ impl Catalog {
         }
         catalog.files = files.into_values().collect();
         catalog.manifest = manifest;
-        catalog
+        Ok(catalog)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::disk::SimulatedDisk;
 
@@ -135,7 +136,7 @@ mod tests {
         let lines = [removed.to_line(), entry(&name(10, ".zst"), 10, 14).to_line(), lost.to_line()].concat();
         disk.write_file(Path::new("/a/manifest.ndjson"), &lines).unwrap();
 
-        let catalog = Catalog::read(&disk, Path::new("/a")).unwrap();
+        let catalog = Catalog::read(&disk, &Tree::of("/a")).unwrap();
         let shown: Vec<_> = catalog.files.iter().map(|f| (f.file.path.clone(), f.last_offset())).collect();
         let path = |first, ending| Path::new("/a").join(name(first, ending));
         assert_eq!(

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::{Access, Disk, copy_bytes, copy_file, link_or_copy};
 
 use super::catalog::{Catalog, CatalogFile};
-use super::layout::{self, ArchiveFile, Form, Piece, relative_path};
+use super::layout::{self, ArchiveFile, Form, Piece, Tree};
 use super::manifest::Manifest;
 use super::position::{FilePosition, Position};
 use super::{CopiedFiles, Resume, book};
@@ -33,14 +33,14 @@ const LOOKS: usize = 16;
 /// Bytes of lines gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Copies the archive at `root` to `to` as `resume` speaks of it, synced.
-pub fn copy_to(disk: &dyn Disk, root: &Path, to: &Path, resume: &Resume) -> io::Result<CopiedFiles> {
+/// Copies the archive in `tree` to `to` as `resume` speaks of it, synced.
+pub fn copy_to(disk: &dyn Disk, tree: &Tree, to: &Path, resume: &Resume) -> io::Result<CopiedFiles> {
     let known = resume.token.as_deref().and_then(Position::decode).map(|(position, _)| position);
     // Without a usable token the queue's own word counts: everything from there on comes again.
     let known = known.filter(|position| resume.next_offset <= position.next_offset);
     let mut copying = Copying {
         disk,
-        root,
+        tree,
         to,
         end: known.map_or(resume.next_offset, |position| position.next_offset),
         open: known.and_then(|position| position.file),
@@ -59,7 +59,7 @@ pub fn copy_to(disk: &dyn Disk, root: &Path, to: &Path, resume: &Resume) -> io::
 
 struct Copying<'a> {
     disk: &'a dyn Disk,
-    root: &'a Path,
+    tree: &'a Tree,
     to: &'a Path,
     /// Events from here on are not in the copy.
     end: u64,
@@ -87,7 +87,7 @@ impl Copying<'_> {
 
     /// Copies what is not there yet of what can be seen now, and removes what can be seen no more.
     fn look(&mut self) -> io::Result<Manifest> {
-        let Catalog { mut files, mut manifest, .. } = Catalog::read(self.disk, self.root)?;
+        let Catalog { mut files, mut manifest, .. } = Catalog::read(self.disk, self.tree)?;
         files.retain(|file| file.file.first_offset < self.end);
         manifest.entries.retain(|first_offset, _| *first_offset < self.end);
         let last = files.pop();
@@ -142,13 +142,13 @@ impl Copying<'_> {
         let Some(listed) = file.listed.as_ref().filter(|_| error.kind() == io::ErrorKind::NotFound) else {
             return Ok(false);
         };
-        let now = Manifest::read(self.disk, self.root)?;
+        let now = Manifest::read(self.disk, &self.tree.root)?;
         Ok(now.entries.get(&listed.first_offset) == Some(listed))
     }
 
     /// Copies the file's events below the end, plain as the sink goes on with it.
     fn copy_part(&mut self, file: &ArchiveFile) -> io::Result<PathBuf> {
-        let to = self.place(&self.root.join(relative_path(file.day, file.first_offset)))?;
+        let to = self.place(&self.tree.path(file.day, file.first_offset))?;
         self.give_way(&to)?;
         let known = self.open.filter(|open| (open.first_offset, open.day) == (file.first_offset, file.day));
         let bytes = match known {
@@ -188,7 +188,7 @@ impl Copying<'_> {
 
     /// Where a file of the archive goes; its directory is made.
     fn place(&mut self, path: &Path) -> io::Result<PathBuf> {
-        let to = self.to.join(path.strip_prefix(self.root).unwrap_or(path));
+        let to = self.to.join(path.strip_prefix(&self.tree.root).unwrap_or(path));
         let dir = to.parent().unwrap_or(self.to).to_owned();
         if !self.dirs.contains(&dir) {
             self.disk.create_dir_all(&dir)?;

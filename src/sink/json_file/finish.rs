@@ -23,7 +23,7 @@ use crate::event::Micros;
 use super::book::{Book, TEMPORARY, clear, remove_if_there};
 use super::catalog::{Catalog, CatalogFile};
 use super::examine::{Depth, Examined, examine};
-use super::layout::{ArchiveFile, FileReader, Form, relative_path};
+use super::layout::{ArchiveFile, FileReader, Form};
 use super::manifest::{Entry, Manifest};
 use super::position::{Finished, MAX_FINISHED};
 use super::{Failure, IoContext, Options};
@@ -159,9 +159,9 @@ impl Finisher {
     }
 
     fn next(&mut self, book: &mut Book, below: u64, now: Micros) -> Result<Step, Failure> {
-        let root = &self.options.root;
+        let tree = &self.options.tree;
         self.report_gone(below)?;
-        let catalog = Catalog::read(&*self.disk, root).doing("listing", root)?;
+        let catalog = Catalog::read(&*self.disk, tree).doing("listing", &tree.root)?;
         clear(&*self.disk, &self.options, &catalog, below)?;
         let finished = |file: &&CatalogFile| file.file.first_offset < below;
         let unlisted = |file: &&CatalogFile| {
@@ -186,7 +186,7 @@ impl Finisher {
     /// Says which finished files are not there to be listed; their offsets stay a gap in the manifest.
     fn report_gone(&self, below: u64) -> Result<(), Failure> {
         for file in self.desk.finished().into_iter().filter(|file| file.first_offset < below) {
-            let plain = self.options.root.join(relative_path(file.day, file.first_offset));
+            let plain = self.options.tree.path(file.day, file.first_offset);
             let is_gone = |path: &Path| matches!(self.disk.open(path, Access::Read), Err(e) if e.kind() == io::ErrorKind::NotFound);
             if is_gone(&plain) && self.forms().all(|form| is_gone(&with_ending(&plain, form.ending()))) {
                 error!(
@@ -279,7 +279,7 @@ impl Finisher {
         }
         // After a lost checkpoint the sink knows only where the file before began.
         let covers_from = written.map_or(0, |written| written.covers_from).max(before).min(file.first_offset);
-        let entry = Entry::of_file(&self.options.root, file, found, covers_from)?;
+        let entry = Entry::of_file(&self.options.tree.root, file, found, covers_from)?;
         Some(match written {
             None => entry,
             Some(Finished { events, length, crc, .. }) => {
@@ -360,12 +360,12 @@ impl Finisher {
 
     /// Says in the manifest that a file goes, then removes it.
     fn expire(&self, book: &mut Book, entry: &Entry, reason: String, now: Micros) -> Result<Step, Failure> {
-        let path = entry.path(&self.options.root);
+        let path = entry.path(&self.options.tree.root);
         let gone = Entry { removed: Some(now), reason: Some(reason.clone()), ..entry.clone() };
         book.write(&*self.disk, &self.options, gone)?;
         remove_if_there(&*self.disk, &path)?;
         self.sync_dir_of(&path)?;
-        book.compact(&*self.disk, &self.options.root)?;
+        book.compact(&*self.disk, &self.options.tree.root)?;
         info!(
             sink = self.options.sink,
             path = %path.display(),
@@ -378,7 +378,7 @@ impl Finisher {
     }
 
     fn sync_dir_of(&self, path: &Path) -> Result<(), Failure> {
-        let dir = path.parent().unwrap_or(&self.options.root);
+        let dir = path.parent().unwrap_or(&self.options.tree.root);
         match self.disk.sync_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // somebody removed it altogether
             result => result.doing("syncing", dir),

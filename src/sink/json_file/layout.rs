@@ -1,17 +1,25 @@
-//! How an archive is laid out: `YYYY/MM/DD/events-<first offset, 20 digits>.ndjson`, and finished
-//! files perhaps compressed (`.zst`, `.gz`). Also how one of its files is read, line by line.
+//! Where the files of an archive are: `<directories of the date>/events-<first offset, 20 digits>.ndjson`, finished
+//! ones perhaps compressed (`.zst`, `.gz`). Also how one of them is read, line by line.
 //!
-//! Used by the sink and by the offline verbs. Reads only, on the caller's thread; an error is the
+//! A file that another layout made is an error of whatever looks at the archive. To pass it over would be to take
+//! what is archived for lost, and to write beside it would mix the two.
+//!
+//! Used by the sink and by the offline verbs. Reads only, on the caller's thread; any other error is the
 //! file system's own.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::config::Layout;
 use crate::disk::{Access, Disk, DiskFile, EntryKind};
 use crate::event::Micros;
 pub use crate::event::{Stamp, stamp};
 
 const MICROS_A_DAY: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// 0000-01-01 and 9999-12-31: the days whose years have four digits.
+const FIRST_DAY: i64 = -719_528;
+const LAST_DAY: i64 = 2_932_896;
 
 /// The longest line that is read as one; far beyond the largest event that can be configured.
 const MAX_LINE_BYTES: usize = 256 << 20;
@@ -34,14 +42,14 @@ impl Day {
         Micros(self.0.saturating_mul(MICROS_A_DAY))
     }
 
-    fn from_date(year: &str, month: &str, day: &str) -> Option<Self> {
+    fn from_date([year, month, day]: [&str; 3]) -> Option<Self> {
         Micros::parse_rfc3339(&format!("{year}-{month}-{day}T00:00:00Z")).map(Self::of)
     }
 
-    /// `YYYY/MM/DD`. A clock that is off by millennia gets years that sort as text at least.
-    fn dir(self) -> String {
-        let (year, month, day) = self.start().date();
-        format!("{:04}/{month:02}/{day:02}", year.clamp(0, 9999))
+    /// Its directory. A clock that is off by millennia gets the nearest day that has one.
+    fn dir(self, layout: &Layout) -> String {
+        let (year, month, day) = Self(self.0.clamp(FIRST_DAY, LAST_DAY)).start().date();
+        layout.dir(year as u16, month, day)
     }
 }
 
@@ -80,24 +88,9 @@ pub struct ArchiveFile {
     pub path: PathBuf,
 }
 
-impl ArchiveFile {
-    /// The file at `relative` under `root`; `None` when that is no name of an archive's.
-    pub fn at(root: &Path, relative: &Path) -> Option<Self> {
-        let (first_offset, form) = parse_path(relative)?;
-        let parts: Vec<&str> = relative.iter().filter_map(|part| part.to_str()).collect();
-        let [year, month, day, _] = parts[..] else { return None };
-        Some(Self { first_offset, day: Day::from_date(year, month, day)?, form, path: root.join(relative) })
-    }
-}
-
 /// First offset and form, as the last part of a path tells them.
 pub(super) fn parse_path(path: &Path) -> Option<(u64, Form)> {
     parse_name(path.file_name()?.to_str()?)
-}
-
-/// The path of a file, relative to the archive's directory.
-pub fn relative_path(day: Day, first_offset: u64) -> PathBuf {
-    PathBuf::from(format!("{}/events-{first_offset:020}.ndjson", day.dir()))
 }
 
 /// Reads a file's name; `None` when it is not one of ours.
@@ -116,45 +109,108 @@ fn parse_name(name: &str) -> Option<(u64, Form)> {
     Some((digits.parse().ok()?, form))
 }
 
-/// The files of the archive under `root` in the order of their first offsets; none when there is no
-/// such directory. Names that are not an archive's are not looked at.
-///
-/// The order is that of the offsets and not of the days: a clock that jumps back puts later events
-/// into an earlier day's directory.
-pub fn list(disk: &dyn Disk, root: &Path) -> io::Result<Vec<ArchiveFile>> {
-    let mut files = Vec::new();
-    for year in directories(disk, root, 4)? {
-        for month in directories(disk, &root.join(&year), 2)? {
-            for day in directories(disk, &root.join(&year).join(&month), 2)? {
-                let Some(date) = Day::from_date(&year, &month, &day) else { continue };
-                let dir = root.join(&year).join(&month).join(&day);
-                for entry in entries(disk, &dir)? {
-                    if entry.kind == EntryKind::File
-                        && let Some((first_offset, form)) = parse_name(&entry.name)
-                    {
-                        files.push(ArchiveFile {
-                            first_offset,
-                            day: date,
-                            form,
-                            path: dir.join(&entry.name),
-                        });
-                    }
-                }
-            }
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
+/// A file that another layout made than the one that is configured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} was written with {}, and `layout` = \"{configured}\" is configured; set it back, or configure a \
+     sink with another `name` and `path`",
+    path.display(),
+    made_by.as_ref().map_or("another `layout`".to_owned(), |layout| format!("`layout` = \"{layout}\""))
+)]
+pub(super) struct OtherLayout {
+    path: PathBuf,
+    made_by: Option<Layout>,
+    configured: Layout,
 }
 
-fn directories(disk: &dyn Disk, dir: &Path, digits: usize) -> io::Result<Vec<String>> {
-    let entries = entries(disk, dir)?;
-    let of_digits = |name: &str| name.len() == digits && name.bytes().all(|b| b.is_ascii_digit());
-    Ok(entries
-        .into_iter()
-        .filter(|e| e.kind == EntryKind::Dir && of_digits(&e.name))
-        .map(|e| e.name)
-        .collect())
+/// An archive's directory, and how those in it are named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// The archive's directory.
+    pub root: PathBuf,
+    /// How those in it are named.
+    pub layout: Layout,
+}
+
+impl Tree {
+    /// The archive in `root` with the default layout.
+    pub fn of(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), layout: Layout::default() }
+    }
+
+    /// Where a file is, plain.
+    pub fn path(&self, day: Day, first_offset: u64) -> PathBuf {
+        self.root.join(day.dir(&self.layout)).join(format!("events-{first_offset:020}.ndjson"))
+    }
+
+    /// The file that is called `name` below the archive's directory.
+    pub(super) fn file(&self, name: &str) -> io::Result<ArchiveFile> {
+        let read = || {
+            let (dir, file) = name.rsplit_once('/')?;
+            let (first_offset, form) = parse_name(file)?;
+            let (made_by, day) = read_dir(dir)?;
+            let path = self.root.join(name);
+            Some((made_by, ArchiveFile { first_offset, day, form, path }))
+        };
+        match read() {
+            Some((made_by, file)) if made_by == self.layout => Ok(file),
+            other => Err(self.other_layout(name, other.map(|(made_by, _)| made_by))),
+        }
+    }
+
+    /// The files of the archive in the order of their first offsets; none when there is no such directory.
+    /// Names that no layout makes are not looked at, and neither is what lies below them.
+    ///
+    /// The order is that of the offsets and not of the days: a clock that jumps back puts later events
+    /// into an earlier day's directory.
+    pub fn list(&self, disk: &dyn Disk) -> io::Result<Vec<ArchiveFile>> {
+        let mut files = Vec::new();
+        self.walk(disk, "", 0, &mut files)?;
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    fn walk(
+        &self,
+        disk: &dyn Disk,
+        below: &str,
+        depth: usize,
+        files: &mut Vec<ArchiveFile>,
+    ) -> io::Result<()> {
+        let read = read_dir(below);
+        for entry in entries(disk, &self.root.join(below))? {
+            let name = if depth == 0 { entry.name } else { format!("{below}/{}", entry.name) };
+            match (entry.kind, &read) {
+                (EntryKind::Dir, None) if depth < Layout::MAX_DEPTH && has_digits(&name[below.len()..]) => {
+                    self.walk(disk, &name, depth + 1, files)?;
+                }
+                (EntryKind::File, Some((made_by, day))) => {
+                    let Some((first_offset, form)) = parse_path(Path::new(&name)) else { continue };
+                    if *made_by != self.layout {
+                        return Err(self.other_layout(&name, Some(made_by.clone())));
+                    }
+                    files.push(ArchiveFile { first_offset, day: *day, form, path: self.root.join(name) });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn other_layout(&self, name: &str, made_by: Option<Layout>) -> io::Error {
+        io::Error::other(OtherLayout { path: self.root.join(name), made_by, configured: self.layout.clone() })
+    }
+}
+
+/// The layout that makes a directory, and its day.
+fn read_dir(dir: &str) -> Option<(Layout, Day)> {
+    let (layout, date) = Layout::read(dir)?;
+    Some((layout, Day::from_date(date)?))
+}
+
+/// Whether a directory's name can be a part of a date's.
+fn has_digits(name: &str) -> bool {
+    name.bytes().any(|b| b.is_ascii_digit())
 }
 
 fn entries(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<crate::disk::DirEntry>> {
@@ -332,39 +388,57 @@ pub fn intact_stamp(line: &[u8]) -> Option<Stamp<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::disk::RealDisk;
 
     #[test]
     fn paths_are_the_utc_date_of_acceptance_and_the_first_offset_in_twenty_digits() {
         let last_micro_of_2024 = Micros(1_735_689_599_999_999);
-        let path = |at: Micros| relative_path(Day::of(at), 42).to_str().unwrap().to_owned();
+        let path = |at: Micros| Tree::of("").path(Day::of(at), 42).to_str().unwrap().to_owned();
         assert_eq!(path(last_micro_of_2024), "2024/12/31/events-00000000000000000042.ndjson");
         assert_eq!(path(Micros(last_micro_of_2024.0 + 1)), "2025/01/01/events-00000000000000000042.ndjson");
         assert_eq!(path(Micros(-1)), "1969/12/31/events-00000000000000000042.ndjson");
-        for wild in [i64::MIN, i64::MAX] {
-            assert_eq!(path(Micros(wild)).len(), path(Micros(0)).len());
+        for (wild, dir) in [(i64::MIN, "0000/01/01"), (i64::MAX, "9999/12/31")] {
+            assert!(path(Micros(wild)).starts_with(dir));
+            assert!(read_dir(dir).is_some());
         }
     }
 
-    #[test]
-    fn every_day_is_read_back_from_the_directory_it_names() {
-        for day in (0..40_000).step_by(13) {
-            let dir = Day(day).dir();
-            let parts: Vec<&str> = dir.split('/').collect();
-            assert_eq!(Day::from_date(parts[0], parts[1], parts[2]), Some(Day(day)), "{dir}");
+    proptest! {
+        #[test]
+        fn a_path_tells_its_day_and_its_layout_and_no_other_layout_takes_it_for_its_own(
+            texts in [LAYOUT, LAYOUT],
+            day in FIRST_DAY..=LAST_DAY,
+            first_offset in any::<u64>(),
+        ) {
+            let [tree, other] = texts.map(|text| {
+                let layout = Layout::parse(&text).unwrap_or_else(|| panic!("{text} is one"));
+                Tree { root: "/a".into(), layout }
+            });
+            let path = tree.path(Day(day), first_offset);
+            let name = path.strip_prefix("/a").unwrap().to_str().unwrap();
+            let (made_by, read) = read_dir(name.rsplit_once('/').unwrap().0).unwrap();
+            prop_assert_eq!((&made_by, read), (&tree.layout, Day(day)));
+            let file = ArchiveFile { first_offset, day: Day(day), form: Form::Plain, path: path.clone() };
+            prop_assert_eq!(tree.file(name).unwrap(), file);
+            prop_assert_eq!(other.file(name).is_ok(), other.layout == tree.layout);
         }
-        assert_eq!(Day::from_date("2025", "02", "30"), None);
-        assert_eq!(Day::from_date("2025", "2", "03"), None);
+    }
+
+    /// Texts that are layouts.
+    const LAYOUT: &str = "([a-zA-Z][a-zA-Z=._-]{0,9})?%Y[a-zA-Z=._-]{0,9}(/([a-zA-Z][a-zA-Z=._-]{0,9})?)?%m\
+                          [a-zA-Z=._-]{0,9}(/([a-zA-Z][a-zA-Z=._-]{0,9})?)?%d[a-zA-Z=._-]{0,9}";
+
+    fn listed(tree: &Tree) -> Result<Vec<(u64, Form)>, String> {
+        let files = tree.list(&RealDisk::default()).map_err(|error| error.to_string())?;
+        Ok(files.iter().map(|file| (file.first_offset, file.form)).collect())
     }
 
     #[test]
     fn only_names_of_ours_are_files_of_the_archive_and_offsets_order_them() {
         let dir = tempfile::tempdir().unwrap();
-        let day = dir.path().join("2025/01/02");
-        std::fs::create_dir_all(&day).unwrap();
-        std::fs::create_dir_all(dir.path().join("2025/01/01")).unwrap();
-        std::fs::create_dir_all(dir.path().join("2025/13/02")).unwrap();
         for name in [
             "2025/01/02/events-00000000000000000007.ndjson",
             "2025/01/01/events-00000000000000000009.ndjson.zst",
@@ -372,15 +446,49 @@ mod tests {
             "2025/01/02/events-00000000000000000008.ndjson.bak",
             "2025/01/02/events-8.ndjson",
             "2025/01/02/events-+0000000000000000008.ndjson",
+            "2025/01/02/copy/events-00000000000000000001.ndjson",
             "2025/13/02/events-00000000000000000001.ndjson",
+            "2025/1/02/events-00000000000000000001.ndjson",
+            "2025/events-00000000000000000001.ndjson",
+            "backup/2025/01/02/events-00000000000000000001.ndjson",
+            ".2025/01/02/events-00000000000000000001.ndjson",
+            "events-00000000000000000001.ndjson",
             "manifest.ndjson",
         ] {
-            std::fs::write(dir.path().join(name), "").unwrap();
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
         }
-        let files = list(&RealDisk::default(), dir.path()).unwrap();
-        let found: Vec<_> = files.iter().map(|f| (f.first_offset, f.form)).collect();
+        let found = listed(&Tree::of(dir.path())).unwrap();
         assert_eq!(found, [(7, Form::Plain), (8, Form::Gzip), (9, Form::Zstd)]);
-        assert!(list(&RealDisk::default(), &dir.path().join("absent")).unwrap().is_empty());
+        assert_eq!(listed(&Tree::of(dir.path().join("absent"))), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_file_that_another_layout_made_is_named_with_both_layouts() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = |text: &str| Tree { root: dir.path().into(), layout: Layout::parse(text).unwrap() };
+        let layouts =
+            ["%Y/%m/%d", "%Y-%m-%d", "%Y%m/%d", "%Y/%m%d", "day-%Y-%m-%d", "year=%Y/month=%m/day=%d"];
+        for wrote in layouts {
+            let path = tree(wrote).path(Day(20_000), 7);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            for configured in layouts {
+                let found = listed(&tree(configured));
+                if configured == wrote {
+                    assert_eq!(found, Ok(vec![(7, Form::Plain)]));
+                    continue;
+                }
+                let expected = format!(
+                    "{} was written with `layout` = \"{wrote}\", and `layout` = \"{configured}\" is configured; set it \
+                     back, or configure a sink with another `name` and `path`",
+                    path.display()
+                );
+                assert_eq!(found, Err(expected));
+            }
+            std::fs::remove_file(path).unwrap();
+        }
     }
 
     fn pieces(bytes: &[u8], max_line_bytes: usize) -> Vec<(String, u64)> {

@@ -67,7 +67,7 @@ use crate::planted::{self, Mistake};
 
 use self::background::Background;
 use self::finish::Desk;
-use self::layout::{Day, Form, Piece, relative_path};
+use self::layout::{Day, Form, OtherLayout, Piece, Tree};
 use self::position::{FilePosition, Finished, Position, TAIL_BYTES};
 use self::recover::{Changed, Floor, OpenFile, Suspect};
 use super::{Batch, CopiedFiles, DeliverFuture, Delivery, Outcomes, Resume, Sink, SinkError, Unavailable};
@@ -80,8 +80,8 @@ pub use self::finish::{FinishError, Finisher, Step};
 pub struct Options {
     /// The sink's configured name, for logs.
     pub sink: String,
-    /// The archive's directory.
-    pub root: PathBuf,
+    /// The archive's directory, and those in it.
+    pub tree: Tree,
     /// Where bytes are set aside that cannot stay in the archive.
     pub quarantine_dir: PathBuf,
     /// A file that reaches this size is finished.
@@ -103,6 +103,7 @@ impl Options {
     pub fn of(config: &SinkConfig, data_dir: &Path) -> Option<Self> {
         let SinkKind::JsonFile {
             path,
+            layout,
             rotate_size_bytes,
             rotate_every,
             rotate_count,
@@ -115,7 +116,7 @@ impl Options {
         };
         Some(Self {
             sink: config.name.clone(),
-            root: data_dir.join(path),
+            tree: Tree { root: data_dir.join(path), layout: layout.clone() },
             quarantine_dir: data_dir.join("quarantine"),
             rotate_size_bytes: *rotate_size_bytes,
             rotate_every: *rotate_every,
@@ -172,7 +173,8 @@ enum State {
 impl JsonFile {
     /// Opens the archive where the last checkpoint left it, and cuts it back to there.
     ///
-    /// A disk that fails or is full is no error here: deliveries are unavailable until it works.
+    /// A disk that fails or is full is no error here: deliveries are unavailable until it works. An archive that
+    /// was written with another layout is one, and is left as it is.
     pub fn open(disk: Arc<dyn Disk>, options: Options, resume: Resume) -> Result<Self, SinkError> {
         let known = resume.token.as_deref().map(Position::decode);
         if known == Some(None) {
@@ -205,10 +207,16 @@ impl JsonFile {
             is_settled: false,
             background: None,
         };
-        if let Err(failure) = archive.recover() {
-            warn!(sink = archive.options.sink, %failure, "the archive cannot be written yet");
+        match archive.recover() {
+            Err(Failure::OtherLayout(other)) => {
+                Err(SinkError { sink: archive.options.sink.clone(), reason: other.to_string() })
+            }
+            Err(failure) => {
+                warn!(sink = archive.options.sink, %failure, "the archive cannot be written yet");
+                Ok(archive)
+            }
+            Ok(()) => Ok(archive),
         }
-        Ok(archive)
     }
 
     /// What is to be done with finished files, for someone who steps it.
@@ -237,7 +245,7 @@ impl JsonFile {
                 recover::survey(&*self.disk, &self.options, floor, again_from)
             }
             State::Untrusted => Err(Failure::Untrusted {
-                path: self.options.root.clone(),
+                path: self.options.tree.root.clone(),
                 source: io::Error::other("an earlier sync of it failed"),
             }),
         };
@@ -356,7 +364,7 @@ impl JsonFile {
             match self.reopen(&file)? {
                 Ok(opened) => *open = Some(opened),
                 Err(why) => {
-                    let path = self.options.root.join(file.relative_path());
+                    let path = self.options.tree.path(file.day, file.first_offset);
                     recover::report_changed(&self.options.sink, &path, &file, at.next_offset, why);
                     at.file = None;
                     finished.push(file.finish());
@@ -375,13 +383,13 @@ impl JsonFile {
         // Either branch above has opened it.
         let open = open
             .as_mut()
-            .ok_or_else(|| Failure::io("opening", &self.options.root, io::ErrorKind::NotFound))?;
+            .ok_or_else(|| Failure::io("opening", &self.options.tree.root, io::ErrorKind::NotFound))?;
         Ok((file, open))
     }
 
     /// Opens the position's file, which must be exactly as it was left.
     fn reopen(&self, file: &FilePosition) -> Result<Result<OpenFile, Changed>, Failure> {
-        let open = match recover::open_known(&*self.disk, &self.options.root, file)? {
+        let open = match recover::open_known(&*self.disk, &self.options.tree, file)? {
             Ok(open) => open,
             Err(why) => return Ok(Err(why)),
         };
@@ -401,8 +409,8 @@ impl JsonFile {
             tail_crc: 0,
             crc: 0,
         };
-        let path = self.options.root.join(relative_path(file.day, file.first_offset));
-        let dir = path.parent().unwrap_or(&self.options.root);
+        let path = self.options.tree.path(file.day, file.first_offset);
+        let dir = path.parent().unwrap_or(&self.options.tree.root);
         self.disk.create_dir_all(dir).doing("creating", dir)?;
         // Whatever of ours had this name was removed in recovery, so a file here is someone else's.
         let handle = self.disk.create(&path).doing("creating", &path)?;
@@ -441,7 +449,10 @@ impl JsonFile {
         if comes_again {
             match self.is_ours(batch)? {
                 Some(false) => {
-                    return Err(Failure::Foreign { root: self.options.root.clone(), offset: first.offset });
+                    return Err(Failure::Foreign {
+                        root: self.options.tree.root.clone(),
+                        offset: first.offset,
+                    });
                 }
                 Some(true) => self.unproven = false,
                 None => {}
@@ -473,8 +484,8 @@ impl JsonFile {
     /// them. One line that agrees in its text or in its time is proof: in another data directory's
     /// archive none does, and a wrong byte in ours spoils only one of the two, in one line.
     fn is_ours(&self, batch: &Batch) -> Result<Option<bool>, Failure> {
-        let root = &self.options.root;
-        let files = layout::list(&*self.disk, root).doing("listing", root)?;
+        let root = &self.options.tree.root;
+        let files = self.options.tree.list(&*self.disk).doing("listing", root)?;
         let mut events = batch.events.iter().peekable();
         let Some(first) = events.peek() else { return Ok(None) };
         let Some(file) = files.iter().rev().find(|file| file.first_offset <= first.offset) else {
@@ -546,6 +557,8 @@ enum Failure {
         root.display()
     )]
     Foreign { root: PathBuf, offset: u64 },
+    #[error(transparent)]
+    OtherLayout(OtherLayout),
 }
 
 impl Failure {
@@ -561,6 +574,9 @@ trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, Failure> {
-        self.map_err(|source| Failure::io(doing, path, source))
+        self.map_err(|source| match source.downcast() {
+            Ok(other) => Failure::OtherLayout(other),
+            Err(source) => Failure::io(doing, path, source),
+        })
     }
 }

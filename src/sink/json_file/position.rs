@@ -24,15 +24,13 @@
 //!          44  4  zero
 //! ```
 //!
-//! Little-endian. The ledger's record carries the checksum. The path follows from day and first
-//! offset, so that no token can name a file outside the archive.
-
-use std::path::PathBuf;
+//! Little-endian. The ledger's record carries the checksum. The path follows from day, first
+//! offset and the configured layout, so that no token can name a file outside the archive.
 
 use crate::event::Micros;
 
 use super::super::MAX_TOKEN_BYTES;
-use super::layout::{Day, relative_path};
+use super::layout::Day;
 
 const VERSION: u8 = 2;
 const POSITION_BYTES: usize = 80;
@@ -80,13 +78,6 @@ pub(super) struct Finished {
     pub events: u64,
     pub covers_from: u64,
     pub crc: u32,
-}
-
-impl FilePosition {
-    /// Its path under the archive's directory.
-    pub fn relative_path(&self) -> PathBuf {
-        relative_path(self.day, self.first_offset)
-    }
 }
 
 impl FilePosition {

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::planted::{self, Mistake};
 
-use super::layout::{self, ArchiveFile, Form, Piece};
+use super::layout::{self, ArchiveFile, Form, Piece, Tree};
 use super::manifest::{self, Manifest};
 use super::position::{FilePosition, Position, TAIL_BYTES};
 use super::{Failure, IoContext, Options};
@@ -96,10 +96,10 @@ pub(super) enum Changed {
 /// Bytes behind the position's length are for the caller to judge.
 pub(super) fn open_known(
     disk: &dyn Disk,
-    root: &Path,
+    tree: &Tree,
     file: &FilePosition,
 ) -> Result<Result<OpenFile, Changed>, Failure> {
-    let path = root.join(file.relative_path());
+    let path = tree.path(file.day, file.first_offset);
     let handle = match disk.open(&path, Access::ReadWrite) {
         Ok(handle) => handle,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -148,14 +148,14 @@ pub(super) fn cut_back(
     position: Position,
     finish: bool,
 ) -> Result<Recovered, Failure> {
-    let root = &options.root;
+    let root = &options.tree.root;
     disk.create_dir_all(root).doing("creating", root)?;
     let mut kept = position;
     if let Some(file) = &position.file {
-        let open = match open_known(disk, root, file)? {
+        let open = match open_known(disk, &options.tree, file)? {
             Ok(open) => open,
             Err(why) => {
-                let path = root.join(file.relative_path());
+                let path = options.tree.path(file.day, file.first_offset);
                 report_changed(&options.sink, &path, file, position.next_offset, why);
                 return survey(disk, options, Floor::of(position), position.next_offset);
             }
@@ -209,7 +209,7 @@ pub(super) fn sync(open: &OpenFile) -> Result<(), Failure> {
 /// a power loss with events that by then stand in another file too, so the removals are synced
 /// before anything is written.
 fn remove_from(disk: &dyn Disk, options: &Options, next_offset: u64) -> Result<(), Failure> {
-    let files = layout::list(disk, &options.root).doing("listing", &options.root)?;
+    let files = options.tree.list(disk).doing("listing", &options.tree.root)?;
     let beyond: Vec<&ArchiveFile> =
         files.iter().filter(|f| f.first_offset >= next_offset && f.form == Form::Plain).collect();
     let mut dirs = BTreeSet::new();
@@ -243,9 +243,9 @@ pub(super) fn survey(
     again_from: u64,
 ) -> Result<Recovered, Failure> {
     let Floor { next_offset: floor, void_from } = floor;
-    let root = &options.root;
+    let root = &options.tree.root;
     disk.create_dir_all(root).doing("creating", root)?;
-    let files = layout::list(disk, root).doing("listing", root)?;
+    let files = options.tree.list(disk).doing("listing", root)?;
     let position = Position::between(floor, void_from);
     let mut recovered = Recovered { position, surveyed: true, suspect: None };
     let Some(file) = files.last() else { return Ok(recovered) };
@@ -343,7 +343,7 @@ fn examine(disk: &dyn Disk, file: &ArchiveFile, again_from: u64) -> io::Result<E
 /// Decides what stays of a surveyed file: sets the rest aside, cuts it, and makes all of it durable.
 pub(super) fn settle(disk: &dyn Disk, options: &Options, suspect: &Suspect, cut: Cut) -> Result<(), Failure> {
     let path = &suspect.file.path;
-    let dir = path.parent().unwrap_or(&options.root);
+    let dir = path.parent().unwrap_or(&options.tree.root);
     let handle = disk.open(path, Access::ReadWrite).doing("opening", path)?;
     if cut.at < suspect.end {
         let aside = set_aside(disk, options, &suspect.file, handle.as_ref(), cut.at)?;

@@ -21,7 +21,7 @@ use super::book::{self, Book, TEMPORARY, remove_if_there};
 use super::catalog::Catalog;
 use super::examine::{Depth, examine};
 use super::finish::{Desk, Finisher, Step, with_ending};
-use super::layout::{self, ArchiveFile, Form, Piece, relative_path};
+use super::layout::{self, ArchiveFile, Form, Piece, Tree};
 use super::manifest::Entry;
 use super::position::Position;
 use super::recover::copy_aside;
@@ -50,12 +50,12 @@ pub struct RepairError(String);
 /// What there is to repair in the archive, without doing it.
 pub fn plan(
     disk: &dyn Disk,
-    root: &Path,
+    tree: &Tree,
     token: Option<&[u8]>,
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> io::Result<Vec<Repair>> {
-    let damage = verify(disk, root, token, threads, progress)?.damage;
+    let damage = verify(disk, tree, token, threads, progress)?.damage;
     Ok(damage
         .into_iter()
         .map(|damage| Repair { action: action(&damage), damage, quarantined: None })
@@ -135,7 +135,7 @@ fn list_again(
     let options =
         Options { compress: Form::Plain, retain_age: None, retain_size_bytes: None, ..options.clone() };
     let (position, finished) = token.and_then(Position::decode).unzip();
-    let catalog = Catalog::read(&**disk, &options.root).doing("listing", &options.root)?;
+    let catalog = Catalog::read(&**disk, &options.tree).doing("listing", &options.tree.root)?;
     let last = catalog.files.last().map_or(0, |file| file.file.first_offset);
     let below = match position {
         Some(Position { file: Some(file), .. }) => file.first_offset,
@@ -156,7 +156,7 @@ fn lost(entry: Entry, now: Micros) -> Entry {
 
 /// A line for offsets that stand in no file.
 fn gap(path: &Path, options: &Options, offsets: std::ops::Range<u64>, now: Micros) -> Entry {
-    let dir = path.strip_prefix(&options.root).ok().and_then(Path::parent).unwrap_or(Path::new("lost"));
+    let dir = path.strip_prefix(&options.tree.root).ok().and_then(Path::parent).unwrap_or(Path::new("lost"));
     let dir = if dir.as_os_str().is_empty() { Path::new("lost") } else { dir };
     lost(
         Entry {
@@ -189,28 +189,26 @@ fn salvage(
     entry: Entry,
     now: Micros,
 ) -> Result<(PathBuf, u64), Failure> {
-    let old = entry.path(&options.root);
+    let old = entry.path(&options.tree.root);
     let source = disk.open(&old, Access::Read).doing("opening", &old)?;
     let ending = format!("ndjson{}", entry.form().ending());
     let name = format!("{:020}", entry.first_offset);
     let aside = copy_aside(disk, options, &old, source.as_ref(), 0, (&name, &ending))?;
-    let Some(known) = ArchiveFile::at(&options.root, Path::new(&entry.name)) else {
-        return Ok((aside, 0)); // no line of the manifest names a file that is none
-    };
+    let known = options.tree.file(&entry.name).doing("opening", &old)?;
     let temporary = with_ending(&old, TEMPORARY);
     remove_if_there(disk, &temporary)?;
     let first = copy_intact_lines(disk, &known, &entry, &temporary)?;
-    let dir = old.parent().unwrap_or(&options.root).to_owned();
+    let dir = old.parent().unwrap_or(&options.tree.root).to_owned();
     let mut kept = 0;
     if let Some(first) = first {
-        let new = options.root.join(relative_path(known.day, first));
+        let new = options.tree.path(known.day, first);
         disk.replace(&temporary, &new).doing("renaming", &temporary)?;
         disk.sync_dir(&dir).doing("syncing", &dir)?;
         let file = ArchiveFile { first_offset: first, form: Form::Plain, path: new.clone(), ..known };
         let found = examine(disk, &file, Depth::Lines, None, &mut |_| true).doing("reading", &new)?;
         let found = found.unwrap_or_default();
         kept = found.count;
-        if let Some(anew) = Entry::of_file(&options.root, &file, &found, entry.covers_from) {
+        if let Some(anew) = Entry::of_file(&options.tree.root, &file, &found, entry.covers_from) {
             if anew.last_offset < entry.last_offset {
                 let cut = anew.last_offset + 1..entry.last_offset + 1;
                 book.write(disk, options, gap(&new, options, cut, now))?;
@@ -227,7 +225,7 @@ fn salvage(
         gone.count = gone.count.saturating_sub(kept).max(1);
         book.write(disk, options, gone)?;
     }
-    if first.is_none_or(|first| options.root.join(relative_path(known.day, first)) != old) {
+    if first.is_none_or(|first| options.tree.path(known.day, first) != old) {
         remove_if_there(disk, &old)?;
         disk.sync_dir(&dir).doing("syncing", &dir)?;
     }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use super::layout::ArchiveFile;
 use super::*;
+use crate::config::Layout;
 use crate::disk::SimulatedDisk;
 use crate::disk::simulated::{Failure as FaultKind, PagesAfter, Policy, Random, Times};
 use crate::event::{Micros, StoredBatch};
@@ -97,7 +98,7 @@ impl World {
 fn options() -> Options {
     Options {
         sink: "archive".into(),
-        root: "/data/archive".into(),
+        tree: Tree::of("/data/archive"),
         quarantine_dir: "/data/quarantine".into(),
         rotate_size_bytes: 3000,
         rotate_every: Duration::from_secs(24 * 3600),
@@ -153,8 +154,19 @@ fn run(sink: &mut JsonFile, world: &World, from: u64, size: u64) -> (Vec<Checkpo
     (checkpoints, None)
 }
 
+/// The archive on a disk, in whatever layout it is there.
+fn tree(disk: &SimulatedDisk) -> Tree {
+    let root = options().tree.root;
+    let made_by = |path: PathBuf| {
+        let dir = path.strip_prefix(&root).ok()?.parent()?.to_str()?;
+        Layout::read(dir).map(|(layout, _)| layout)
+    };
+    let layout = disk.files().into_iter().find_map(made_by).unwrap_or_default();
+    Tree { root, layout }
+}
+
 fn archive_files(disk: &SimulatedDisk) -> Vec<ArchiveFile> {
-    layout::list(disk, &options().root).unwrap()
+    tree(disk).list(disk).unwrap()
 }
 
 /// The whole archive, in order of its files' first offsets; checks each file's name on the way.
@@ -548,7 +560,7 @@ fn a_file_changed_under_the_daemon_is_left_alone_and_a_new_one_goes_on() {
         let mut sink = open(&disk, Resume::default());
         let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
         let current = Position::decode(&first.token.unwrap()).unwrap().0.file.unwrap();
-        let path = options().root.join(current.relative_path());
+        let path = options().tree.path(current.day, current.first_offset);
         vandalise(&disk, &path, how);
         let left = disk.read_file(&path).ok();
         deliver(&mut sink, &world.batch(4..7)).unwrap();
@@ -568,7 +580,7 @@ fn a_file_changed_between_two_runs_is_never_extended_and_costs_no_later_event() 
         let mut sink = open(&disk, Resume::default());
         let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
         let current = Position::decode(first.token.as_ref().unwrap()).unwrap().0.file.unwrap();
-        let path = options().root.join(current.relative_path());
+        let path = options().tree.path(current.day, current.first_offset);
         vandalise(&disk, &path, how);
         let resume = Resume { token: first.token, next_offset: 4 };
         deliver(&mut open(&disk, resume), &world.batch(4..10)).unwrap();

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::disk::{Access, Disk};
 
 use super::catalog::{Catalog, CatalogFile};
 use super::examine::{Depth, Examined, Wrong, examine};
-use super::layout::{Form, relative_path};
+use super::layout::{Form, Tree};
 use super::manifest::{BadLine, Entry, Manifest, NAME};
 use super::position::{FilePosition, Finished, Position};
 
@@ -84,22 +84,22 @@ pub struct Verdict {
     pub notes: Vec<String>,
 }
 
-/// Checks the archive at `root`. `token` is the resume token of its sink's last checkpoint, read before.
+/// Checks the archive in `tree`. `token` is the resume token of its sink's last checkpoint, read before.
 /// `progress` is told bytes done, and of how many; it may be called from any of the `threads`.
 pub fn verify(
     disk: &dyn Disk,
-    root: &Path,
+    tree: &Tree,
     token: Option<&[u8]>,
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> io::Result<Verdict> {
     let (position, finished) = token.and_then(Position::decode).unzip();
-    let catalog = look(disk, root)?;
+    let catalog = look(disk, tree)?;
     let length = |file: &CatalogFile| disk.open(&file.file.path, Access::Read).and_then(|open| open.len());
     let total: u64 = catalog.files.iter().map(|file| length(file).unwrap_or(0)).sum();
     let check = Check {
         disk,
-        root,
+        tree,
         is_known: token.is_some() && position.is_some(),
         position: position.unwrap_or(Position::between(0, 0)),
         finished: finished.unwrap_or_default().into_iter().map(|file| (file.first_offset, file)).collect(),
@@ -112,14 +112,14 @@ pub fn verify(
 }
 
 /// The archive's files, and a manifest that is not just being written.
-fn look(disk: &dyn Disk, root: &Path) -> io::Result<Catalog> {
-    let mut catalog = Catalog::read(disk, root)?;
+fn look(disk: &dyn Disk, tree: &Tree) -> io::Result<Catalog> {
+    let mut catalog = Catalog::read(disk, tree)?;
     for _ in 1..LOOKS {
         if catalog.manifest.unfinished.is_none() {
             break;
         }
         std::thread::yield_now();
-        catalog = Catalog::read(disk, root)?;
+        catalog = Catalog::read(disk, tree)?;
     }
     Ok(catalog)
 }
@@ -148,7 +148,7 @@ enum Again {
 
 struct Check<'a> {
     disk: &'a dyn Disk,
-    root: &'a Path,
+    tree: &'a Tree,
     /// There is a checkpoint, and it is of this version.
     is_known: bool,
     position: Position,
@@ -215,7 +215,7 @@ impl Check<'_> {
 
     /// What stands for a file now that is not there any more.
     fn again(&self, file: &CatalogFile) -> io::Result<Again> {
-        let catalog = Catalog::read(self.disk, self.root)?;
+        let catalog = Catalog::read(self.disk, self.tree)?;
         let first = file.file.first_offset;
         let known = catalog.manifest.covering(first);
         if let Some(entry) = known.filter(|entry| !entry.is_kept()) {
@@ -341,7 +341,7 @@ impl Check<'_> {
         let mut spans: BTreeMap<u64, (Option<u64>, u64, PathBuf)> = BTreeMap::new();
         for entry in catalog.manifest.entries.values().filter(|entry| !entry.is_kept()) {
             verdict.removed = (verdict.removed.0 + entry.files, verdict.removed.1 + entry.count);
-            let span = (Some(entry.covers_from), entry.last_offset, entry.path(self.root));
+            let span = (Some(entry.covers_from), entry.last_offset, entry.path(&self.tree.root));
             spans.insert(entry.first_offset, span);
         }
         let mut is_lost = false;
@@ -365,7 +365,7 @@ impl Check<'_> {
             }
         }
         if is_lost && catalog.manifest.lines == 0 && self.is_known {
-            let path = self.root.join(NAME);
+            let path = self.tree.root.join(NAME);
             let what =
                 "it is gone; the next start of the daemon, or `eventflow archive repair`, writes it anew";
             verdict.damage.insert(0, ArchiveDamage::of(DamageKind::Manifest, path, what.to_owned()));
@@ -379,7 +379,7 @@ impl Check<'_> {
         let damage = |bad: &BadLine, what: &str| ArchiveDamage {
             line: Some(bad.number),
             position: Some(bad.bytes.start),
-            ..ArchiveDamage::of(DamageKind::Manifest, self.root.join(NAME), what.to_owned())
+            ..ArchiveDamage::of(DamageKind::Manifest, self.tree.root.join(NAME), what.to_owned())
         };
         let lines = manifest.damage.iter().map(|bad| damage(bad, "this line is not as it was written"));
         let end = manifest.unfinished.iter().map(|bad| {
@@ -417,9 +417,8 @@ impl Check<'_> {
         }
         let Position { next_offset, void_from, file } = self.position;
         if void_from > next {
-            let path = file.map_or(self.root.to_owned(), |file| {
-                self.root.join(relative_path(file.day, file.first_offset))
-            });
+            let path =
+                file.map_or(self.tree.root.to_owned(), |file| self.tree.path(file.day, file.first_offset));
             let what = format!("the offsets {next}..{void_from} were archived and stand in no file");
             verdict.damage.push(ArchiveDamage {
                 offsets: Some(next..void_from),

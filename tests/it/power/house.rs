@@ -9,13 +9,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eventflow::config::{Compress, Config, SinkConfig, SinkKind};
+use eventflow::config::{Compress, Config, Layout, SinkConfig, SinkKind};
 use eventflow::disk::simulated::Random;
 use eventflow::disk::{Disk, SimulatedDisk};
 use eventflow::event::{Micros, NewBatch, dedupe_tag};
 use eventflow::log::{Report, Step, Stock};
 use eventflow::queue::embedded::{Committer, EmbeddedQueue, Ledger, Opened, open, resume_token};
 use eventflow::queue::{Claim, ClaimLimit, Fates, Queue, Receipt, Refusal, Resolution, SinkId, SinkInfo};
+use eventflow::sink::json_file::layout::Tree;
 use eventflow::sink::json_file::verify::{Verdict, verify};
 use eventflow::sink::json_file::{Finisher, JsonFile, Options, Step as FileStep};
 use eventflow::sink::{Batch, Outcomes, Sink};
@@ -42,6 +43,7 @@ pub fn config() -> Config {
     config.http.max_event_bytes = 2048; // decides the least segment of the failure table
     config.sinks[0].kind = SinkKind::JsonFile {
         path: PathBuf::from("archive"),
+        layout: Layout::default(),
         rotate_size_bytes: 6000,
         rotate_every: Duration::from_secs(3600),
         rotate_count: None,
@@ -283,7 +285,7 @@ pub fn archive_lines(disk: &SimulatedDisk) -> (Vec<Line>, Vec<(PathBuf, String)>
 pub fn judge(disk: &SimulatedDisk) -> Verdict {
     let config = config();
     let token = resume_token(disk, &config, &config.sinks[0].name).expect("a ledger");
-    verify(disk, Path::new("/data/archive"), token.as_deref(), 1, &|_, _| ()).expect("the disk reads")
+    verify(disk, &Tree::of("/data/archive"), token.as_deref(), 1, &|_, _| ()).expect("the disk reads")
 }
 
 /// Takes a line apart and compares each byte of it.

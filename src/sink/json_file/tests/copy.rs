@@ -7,7 +7,7 @@ use crate::sink::CopiedFiles;
 const COPY: &str = "/copy/archive";
 
 fn lines_under(disk: &SimulatedDisk, root: &str) -> String {
-    let files = layout::list(disk, Path::new(root)).unwrap();
+    let files = Tree::of(root).list(disk).unwrap();
     let mut all = Vec::new();
     for file in files {
         let mut lines = layout::open_lines(disk, &file).unwrap();
@@ -53,12 +53,12 @@ fn copy_and_go_on(
         checkpoint.token = None;
     }
     let before = lines_under(&disk, "/data/archive");
-    let copied = copy_to(&disk, Path::new("/data/archive"), Path::new(COPY), &checkpoint.resume()).unwrap();
+    let copied = copy_to(&disk, &tree(&disk), Path::new(COPY), &checkpoint.resume()).unwrap();
     assert_eq!(lines_under(&disk, COPY), world.expected(0..checkpoint.next), "{}", story());
     let bare = disk.power_loss(Policy::Drop, 1);
     assert_eq!(lines_under(&bare, COPY), world.expected(0..checkpoint.next), "synced; {}", story());
 
-    let options = Options { root: COPY.into(), quarantine_dir: "/copy/quarantine".into(), ..options() };
+    let options = Options { tree: Tree::of(COPY), quarantine_dir: "/copy/quarantine".into(), ..options() };
     let mut sink = JsonFile::open(Arc::new(disk.clone()), options, checkpoint.resume()).unwrap();
     let (_, refused) = run(&mut sink, world, checkpoint.next, 7);
     assert!(refused.is_none(), "{}: {refused:?}", story());

@@ -10,6 +10,13 @@ fn packed(compress: Form) -> Options {
     Options { compress, ..options() }
 }
 
+fn laid(layout: &str, options: Options) -> Options {
+    let layout = Layout::parse(layout).unwrap();
+    Options { tree: Tree { layout, ..options.tree }, ..options }
+}
+
+const HIVE: &str = "year=%Y/month=%m/day=%d";
+
 fn open_with(disk: &SimulatedDisk, options: Options, resume: Resume) -> JsonFile {
     JsonFile::open(Arc::new(disk.clone()), options, resume).unwrap()
 }
@@ -28,7 +35,7 @@ fn tend(sink: &JsonFile) -> Result<(), FinishError> {
 /// The archive's lines as any reader sees them.
 fn lines(disk: &SimulatedDisk) -> String {
     let mut all = Vec::new();
-    for file in Catalog::read(disk, &options().root).unwrap().files {
+    for file in Catalog::read(disk, &tree(disk)).unwrap().files {
         let mut lines = file.open_lines(disk).unwrap();
         while let Some(piece) = lines.next_piece().unwrap() {
             match piece {
@@ -42,7 +49,7 @@ fn lines(disk: &SimulatedDisk) -> String {
 }
 
 fn judge(disk: &SimulatedDisk, checkpoint: &Checkpoint) -> Verdict {
-    verify(disk, &options().root, checkpoint.token.as_deref(), 1, &|_, _| ()).unwrap()
+    verify(disk, &tree(disk), checkpoint.token.as_deref(), 1, &|_, _| ()).unwrap()
 }
 
 /// Delivers from `from` on and tends after each delivery; the checkpoint at the end.
@@ -65,7 +72,7 @@ fn assert_whole(disk: &SimulatedDisk, world: &World, checkpoint: &Checkpoint, st
     assert_eq!(offsets(&found), offsets(&expected), "{}", story());
     assert_eq!(found, expected, "{}", story());
     let verdict = judge(disk, checkpoint);
-    let manifest = || String::from_utf8(disk.read_file(&options().root.join(NAME)).unwrap()).unwrap();
+    let manifest = || String::from_utf8(disk.read_file(&options().tree.root.join(NAME)).unwrap()).unwrap();
     assert_eq!(verdict.damage, [], "{}\n{}", story(), manifest());
     assert_eq!(verdict.notes, [] as [String; 0], "{}", story());
     assert_eq!(
@@ -89,12 +96,12 @@ fn finished_files_are_listed_as_they_lie_on_the_disk_and_the_open_one_is_not() {
         let mut sink = open_with(&disk, packed(compress), Resume::default());
         let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
         assert_whole(&disk, &world, &checkpoint, || format!("{compress:?}"));
-        let manifest = Manifest::read(&disk, &options().root).unwrap();
+        let manifest = Manifest::read(&disk, &options().tree.root).unwrap();
         let files = archive_files(&disk);
         assert_eq!(manifest.entries.len(), files.len() - 1);
         assert_eq!(manifest.lines as usize, files.len() - 1, "each once");
         for (entry, file) in manifest.entries.values().zip(&files) {
-            assert_eq!(entry.path(&options().root), file.path);
+            assert_eq!(entry.path(&options().tree.root), file.path);
             assert_eq!(file.form, compress);
             let bytes = disk.read_file(&file.path).unwrap();
             let sum = ring::digest::digest(&ring::digest::SHA256, &bytes);
@@ -126,8 +133,11 @@ fn record_tended(world: &World, options: Options, size: u64) -> Recording {
 fn a_power_loss_at_every_operation_of_writing_compressing_and_listing_costs_nothing() {
     let world = World::new(24, 7);
     let mut states = 0;
-    for (compress, size) in [(Form::Zstd, 3), (Form::Plain, 5), (Form::Gzip, 7)] {
-        let recording = record_tended(&world, packed(compress), size);
+    for (compress, size, layout) in
+        [(Form::Zstd, 3, "%Y/%m/%d"), (Form::Plain, 5, "%Y%m%d"), (Form::Gzip, 7, HIVE)]
+    {
+        let options = laid(layout, packed(compress));
+        let recording = record_tended(&world, options.clone(), size);
         for operation in 0..=recording.disk.operations() {
             for policy in Policy::ALL {
                 for (seed, lag) in seeds(policy, 2).flat_map(|seed| (0..3).map(move |lag| (seed, lag))) {
@@ -139,15 +149,73 @@ fn a_power_loss_at_every_operation_of_writing_compressing_and_listing_costs_noth
                     };
                     let disk = recording.disk.at(operation).unwrap().power_loss(policy, seed);
                     let checkpoint = possible(&recording, operation, lag);
-                    let mut sink = open_with(&disk, packed(compress), checkpoint.resume());
+                    let mut sink = open_with(&disk, options.clone(), checkpoint.resume());
                     let end = run_and_tend(&mut sink, &world, &checkpoint, 5);
                     assert_whole(&disk, &world, &end, story);
+                    assert!(tree(&disk) == options.tree, "{}", story());
                     states += 1;
                 }
             }
         }
     }
     println!("{states} states");
+}
+
+#[test]
+fn another_layout_is_refused_with_nothing_touched_after_a_kill_at_every_operation_and_set_back_goes_on() {
+    let world = World::new(20, 7);
+    let (ours, other) = (laid(HIVE, packed(Form::Zstd)), laid("%Y/%m/%d", packed(Form::Zstd)));
+    let recording = record_tended(&world, ours.clone(), 4);
+    let content = |disk: &SimulatedDisk| -> Vec<_> {
+        disk.files().into_iter().map(|path| (disk.read_file(&path).unwrap(), path)).collect()
+    };
+    let mut refusals = 0;
+    for operation in 0..=recording.disk.operations() {
+        let due = possible(&recording, operation, 1);
+        let none = Checkpoint::default();
+        for (checkpoint, keeps_manifest) in [(&due, true), (&none, true), (&none, false)] {
+            let disk = recording.disk.at(operation).unwrap();
+            if !keeps_manifest {
+                drop(disk.remove_file(&ours.tree.root.join(NAME)));
+            }
+            let before = content(&disk);
+            if !before.iter().any(|(_, path)| path.to_string_lossy().contains("/events-")) {
+                continue; // nothing is archived yet, so it has no layout
+            }
+            let refused =
+                JsonFile::open(Arc::new(disk.clone()), other.clone(), checkpoint.resume()).unwrap_err();
+            let checked = verify(&disk, &other.tree, None, 1, &|_, _| ()).unwrap_err();
+            let copied = copy_to(&disk, &other.tree, Path::new("/copy"), &checkpoint.resume()).unwrap_err();
+            for said in [refused.reason, checked.to_string(), copied.to_string()] {
+                assert!(said.starts_with("/data/archive/year=2025/month=06/day="), "{said}");
+                assert!(said.contains(&format!("written with `layout` = \"{HIVE}\"")), "{said}");
+                assert!(
+                    said.contains("set it back, or configure a sink with another `name` and `path`"),
+                    "{said}"
+                );
+            }
+            assert!(content(&disk) == before, "operation {operation}: something was changed");
+            let mut sink = open_with(&disk, ours.clone(), checkpoint.resume());
+            let end = run_and_tend(&mut sink, &world, checkpoint, 5);
+            assert_whole(&disk, &world, &end, || {
+                format!("operation {operation}, manifest: {keeps_manifest}")
+            });
+            refusals += 1;
+        }
+    }
+    assert!(refusals > 100, "{refusals}");
+}
+
+#[test]
+fn a_manifest_that_names_files_of_another_layout_is_refused_although_they_are_gone() {
+    let (disk, _, checkpoint) = small_archive(Form::Zstd);
+    for file in archive_files(&disk) {
+        disk.remove_file(&file.path).unwrap();
+    }
+    let other = laid(HIVE, packed(Form::Zstd));
+    let refused = JsonFile::open(Arc::new(disk.clone()), other, checkpoint.resume()).unwrap_err();
+    assert!(refused.reason.contains("was written with `layout` = \"%Y/%m/%d\", and"), "{}", refused.reason);
+    assert_eq!(disk.files(), [Path::new("/data/archive").join(NAME)]);
 }
 
 #[test]
@@ -284,7 +352,7 @@ fn a_file_that_is_gone_cut_or_doubled_is_named_with_its_offsets() {
         assert_eq!(judge(&disk, &checkpoint).damage.is_empty(), is_open, "{} grown", path.display());
     }
     let gone = whole.kill();
-    let first = Catalog::read(&gone, &options().root).unwrap().files[0].clone();
+    let first = Catalog::read(&gone, &tree(&gone)).unwrap().files[0].clone();
     gone.remove_file(&first.file.path).unwrap();
     let damage = &judge(&gone, &checkpoint).damage[0];
     assert_eq!(damage.offsets, Some(first.file.first_offset..first.last_offset().unwrap() + 1));
@@ -298,7 +366,7 @@ fn a_file_changed_under_the_daemon_before_it_is_listed_is_named_for_ever_after()
         let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
         let first = deliver(&mut sink, &world.batch(0..4)).unwrap();
         let current = Position::decode(&first.token.unwrap()).unwrap().0.file.unwrap();
-        let path = options().root.join(current.relative_path());
+        let path = options().tree.path(current.day, current.first_offset);
         vandalise(&disk, &path, how);
         let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint { token: None, next: 4 }, 3);
         let damage = judge(&disk, &checkpoint).damage;
@@ -312,8 +380,8 @@ fn a_file_changed_under_the_daemon_before_it_is_listed_is_named_for_ever_after()
 fn a_lost_or_damaged_manifest_is_written_again_from_the_files() {
     for damage in ["gone", "flipped", "cut", "of another"] {
         let (disk, world, checkpoint) = small_archive(Form::Zstd);
-        let path = options().root.join(NAME);
-        let before = Manifest::read(&disk, &options().root).unwrap();
+        let path = options().tree.root.join(NAME);
+        let before = Manifest::read(&disk, &options().tree.root).unwrap();
         let bytes = disk.read_file(&path).unwrap();
         match damage {
             "gone" => disk.remove_file(&path).unwrap(),
@@ -325,7 +393,7 @@ fn a_lost_or_damaged_manifest_is_written_again_from_the_files() {
         let mut sink = open_with(&disk, packed(Form::Zstd), checkpoint.resume());
         let end = run_and_tend(&mut sink, &world, &checkpoint, 4);
         assert_whole(&disk, &world, &end, || damage.to_owned());
-        let after = Manifest::read(&disk, &options().root).unwrap();
+        let after = Manifest::read(&disk, &options().tree.root).unwrap();
         let names =
             |manifest: &Manifest| manifest.entries.values().map(|e| e.sha256.clone()).collect::<Vec<_>>();
         assert_eq!(names(&after), names(&before), "{damage}");
@@ -347,15 +415,16 @@ fn tend_at(sink: &JsonFile, now: Micros) {
 fn retention_says_so_first_takes_finished_files_only_and_survives_a_power_loss_at_every_operation() {
     let world = World::new(30, 3);
     let now = Micros(START + 3 * DAY);
-    for options in bounded() {
+    for (options, layout) in bounded().into_iter().zip(["%Y/%m/%d", HIVE]) {
+        let options = laid(layout, options);
         let disk = SimulatedDisk::new(1);
-        let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
+        let mut sink = open_with(&disk, laid(layout, packed(Form::Zstd)), Resume::default());
         let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
         let files = archive_files(&disk).len();
         disk.record();
         let sink = open_with(&disk, options.clone(), checkpoint.resume());
         tend_at(&sink, now);
-        let kept = Catalog::read(&disk, &options.root).unwrap().files.len();
+        let kept = Catalog::read(&disk, &tree(&disk)).unwrap().files.len();
         assert!(kept < files - 1 && kept >= 1, "{kept} of {files} kept");
         let expected = lines(&disk);
         assert!(world.expected(0..30).ends_with(&expected));
@@ -392,7 +461,7 @@ fn what_retention_takes_during_a_check_is_removed_and_no_gap() {
         }
     };
     let token = checkpoint.token.as_deref();
-    let verdict = verify(&disk, &options().root, token, 1, &progress).unwrap();
+    let verdict = verify(&disk, &tree(&disk), token, 1, &progress).unwrap();
     assert_eq!(verdict.damage, []);
     assert!(verdict.removed.0 > 3, "{verdict:?}");
     assert_eq!(verdict.next_offset, before.next_offset);
@@ -407,8 +476,8 @@ fn a_plain_file_stays_beside_a_compressed_one_that_is_not_as_it_is_listed() {
     let mut sink = open_with(&disk, packed(Form::Zstd), Resume::default());
     let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 4);
     drop(sink);
-    let listed = Manifest::read(&disk, &options().root).unwrap().entries.into_values().next().unwrap();
-    let path = listed.path(&options().root);
+    let listed = Manifest::read(&disk, &options().tree.root).unwrap().entries.into_values().next().unwrap();
+    let path = listed.path(&options().tree.root);
     let packed_bytes = disk.read_file(&path).unwrap();
     let plain = path.with_extension("");
     for (flipped, stays) in [(None, false), (Some(packed_bytes.len() / 2), true)] {
@@ -433,7 +502,7 @@ fn the_manifest_grows_with_the_files_that_are_there_and_not_with_those_that_were
     let disk = SimulatedDisk::new(1);
     let mut sink = open_with(&disk, options.clone(), Resume::default());
     let checkpoint = run_and_tend(&mut sink, &world, &Checkpoint::default(), 30);
-    let manifest = Manifest::read(&disk, &options.root).unwrap();
+    let manifest = Manifest::read(&disk, &options.tree.root).unwrap();
     let removed = manifest.entries.values().filter(|entry| !entry.is_kept()).map(|entry| entry.files).sum();
     assert!(removed > 300, "{removed} files");
     assert!(manifest.lines < 300, "{} lines", manifest.lines);
@@ -447,7 +516,7 @@ fn a_repair_keeps_every_intact_line_and_what_it_removes_and_verifies_afterwards(
     use crate::sink::json_file::repair::{plan, repair};
     let (whole, world, checkpoint) = small_archive(Form::Plain);
     let token = checkpoint.token.as_deref();
-    let root = options().root;
+    let tree = options().tree;
     let finished = archive_files(&whole).len() - 1;
     for at in 0..finished {
         for how in ["line", "data", "first", "gone", "empty", "manifest"] {
@@ -463,11 +532,11 @@ fn a_repair_keeps_every_intact_line_and_what_it_removes_and_verifies_afterwards(
                 "first" => disk.overwrite(&path, 0, b"[").unwrap(),
                 "gone" => disk.remove_file(&path).unwrap(),
                 "empty" => disk.truncate(&path, 0).unwrap(),
-                _ => disk.remove_file(&root.join(NAME)).unwrap(),
+                _ => disk.remove_file(&tree.root.join(NAME)).unwrap(),
             }
             let story = format!("{how}, file {at}");
             let before = lines_of_any(&disk);
-            let planned = plan(&disk, &root, token, 1, &|_, _| ()).unwrap();
+            let planned = plan(&disk, &tree, token, 1, &|_, _| ()).unwrap();
             assert!(
                 !planned.is_empty() && planned.iter().all(|repair| repair.action.is_some()),
                 "{story}: {planned:?}"

@@ -89,7 +89,7 @@ fn busy(is_tended: bool, nth: u64) -> (Meanwhile, World, Checkpoint) {
 }
 
 fn judge(disk: &dyn Disk, root: &str, checkpoint: &Checkpoint) -> Verdict {
-    verify(disk, Path::new(root), checkpoint.token.as_deref(), 1, &|_, _| ()).unwrap()
+    verify(disk, &Tree::of(root), checkpoint.token.as_deref(), 1, &|_, _| ()).unwrap()
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_copy_verifies_and_knows_what_was_removed_whenever_files_are_compressed_and_
         for nth in 0.. {
             let (disk, world, checkpoint) = busy(is_tended, nth);
             let (from, to) = (PathBuf::from("/data/archive"), PathBuf::from("/copy/archive"));
-            copy_to(&disk, &from, &to, &checkpoint.resume()).unwrap();
+            copy_to(&disk, &Tree::of(from.clone()), &to, &checkpoint.resume()).unwrap();
             let story = format!("call {nth}, tended: {is_tended}");
             let bare = disk.disk.power_loss(Policy::Drop, nth);
             let verdict = judge(&bare, "/copy/archive", &checkpoint);
@@ -127,7 +127,8 @@ fn a_copy_verifies_and_knows_what_was_removed_whenever_files_are_compressed_and_
                 assert_eq!(listed(&to), listed(&from), "{story}");
             }
             // The daemon goes on from there.
-            let options = Options { root: to, quarantine_dir: "/copy/quarantine".into(), ..options() };
+            let options =
+                Options { tree: Tree::of(to), quarantine_dir: "/copy/quarantine".into(), ..options() };
             drop(JsonFile::open(Arc::new(bare.clone()), options, checkpoint.resume()).unwrap());
             assert_eq!(judge(&bare, "/copy/archive", &checkpoint), verdict, "{story}");
             if nth > 0 && !disk.is_over() {
