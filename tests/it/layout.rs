@@ -7,7 +7,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::corpus::{Original, events_file, input};
-use crate::harness::{Daemon, eventflow, files_below, run, words};
+use crate::harness::{Daemon, eventflow, eventually, files_below, run, words};
 
 const HIVE: &str = "year=%Y/month=%m/day=%d";
 
@@ -75,19 +75,23 @@ fn every_verb_reads_an_archive_by_its_layout_and_another_one_is_refused_until_it
     let is_hive = |name: &&str| name.starts_with("year=2") && name.contains("/day=");
     assert!(names.iter().all(|name| is_hive(name) || *name == "manifest.ndjson"), "{names:?}");
 
-    let serve = ["serve", "--listen", "127.0.0.1:0"];
-    let verbs: [&[&str]; 5] =
-        [&serve, &["export"], &["archive", "verify"], &["archive", "list"], &["archive", "repair", "--yes"]];
-    for (arguments, exit) in verbs.into_iter().zip([2, 1, 1, 1, 1]) {
+    let sentence =
+        format!("was written with `layout` = \"{HIVE}\", and `layout` = \"%Y/%m/%d\" is configured");
+    let assert_named = |said: &str| {
+        assert!(said.contains(&sentence), "{said}");
+        assert!(said.contains("/archive/year=2") && said.contains("/events-0"), "{said}");
+    };
+    let mut daemon = Daemon::launch(dir, &settings("%Y/%m/%d"));
+    let ended = eventually("the daemon to refuse", || daemon.ended());
+    eventually("the last words", || daemon.said().contains("sink `archive`").then_some(()));
+    assert_eq!(ended.code(), Some(2), "{}", daemon.said());
+    assert_named(&daemon.said());
+    let verbs: [&[&str]; 4] =
+        [&["export"], &["archive", "verify"], &["archive", "list"], &["archive", "repair", "--yes"]];
+    for arguments in verbs {
         let refused = verb(dir, "%Y/%m/%d", arguments);
-        let said = words(&refused);
-        assert_eq!(refused.status.code(), Some(exit), "{arguments:?}: {said}");
-        let sentence =
-            format!("was written with `layout` = \"{HIVE}\", and `layout` = \"%Y/%m/%d\" is configured");
-        assert!(
-            said.contains(&sentence) && said.contains("/archive/year=2") && said.contains("/events-0"),
-            "{said}"
-        );
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}: {}", words(&refused));
+        assert_named(&words(&refused));
         assert!(refused.stdout.is_empty(), "{arguments:?}");
     }
     assert!(content(dir) == before, "something was changed");
