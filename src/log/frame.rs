@@ -217,7 +217,8 @@ pub fn encode<'a>(
 }
 
 /// Reads the header fields at the start of `bytes` without believing them: only the magic, the kind,
-/// the reserved bytes and the size of the offsets have been looked at. `None` when no header can stand here.
+/// the reserved bytes, the size of the offsets and that there is a salt have been looked at. `None` when no
+/// header can stand here.
 ///
 /// The lengths are a claim until [`check_prefix`] says so.
 pub fn peek(bytes: &[u8]) -> Option<Header> {
@@ -234,7 +235,8 @@ pub fn peek(bytes: &[u8]) -> Option<Header> {
         payload_bytes: u32_at(header, 44),
         kind: Kind::from_code(u32_at(header, 48))?,
     };
-    (header.next_offset() <= OFFSETS_END && header.durable <= OFFSETS_END).then_some(header)
+    let is_possible = header.next_offset().max(header.durable) <= OFFSETS_END && header.salt != 0;
+    is_possible.then_some(header)
 }
 
 /// Whether header and table, `bytes[..header.prefix_bytes()]`, hold together: checksum, counts, and

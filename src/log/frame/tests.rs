@@ -45,6 +45,17 @@ fn record<'a>(tag: u128, bytes: &'a [u8]) -> Record<'a> {
     Record { tag, crc: crc32fast::hash(bytes), bytes }
 }
 
+/// Zeros are everywhere; a segment read by such a frame would find its salt in all of them.
+#[test]
+fn a_frame_without_a_salt_is_none() {
+    let mut bytes = Vec::new();
+    encode(&mut bytes, &Header::void(0, 1..2, 0), [].into_iter());
+    assert_eq!(peek(&bytes), None);
+    bytes.clear();
+    encode(&mut bytes, &Header::void(1, 1..2, 0), [].into_iter());
+    assert!(peek(&bytes).is_some());
+}
+
 /// Whatever else is right about it: counting on from such an offset would not end well.
 #[test]
 fn a_frame_with_offsets_that_nobody_reaches_is_none() {
