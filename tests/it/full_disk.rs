@@ -10,12 +10,13 @@ use std::process::Command;
 
 use crate::harness::{Answer, Client, Daemon, archive, eventually, run, words};
 
-/// Tiny segments, no room kept for others: the disk itself says when it is full.
+/// Tiny segments, short archive files, no room kept for others: the disk itself says when it is full.
 const SETTINGS: &[(&str, &str)] = &[
     ("EVENTFLOW_WAL__SEGMENT", "256KiB"),
     ("EVENTFLOW_WAL__BUDGET", "64MiB"),
     ("EVENTFLOW_WAL__MIN_FREE_DISK", "0"),
     ("EVENTFLOW_SINK__ARCHIVE__BACKOFF_MAX", "200ms"),
+    ("EVENTFLOW_SINK__ARCHIVE__ROTATE_COUNT", "100"),
 ];
 
 /// A small file system of its own; unmounted when dropped.
@@ -38,8 +39,8 @@ impl SmallDisk {
 
     /// Fills what is left with one file, to the last byte.
     fn fill(&self) -> PathBuf {
-        let ballast = self.mounted.join("ballast");
-        let mut file = std::fs::File::create(&ballast).expect("a file can still be made");
+        let ballast = self.ballast();
+        let mut file = std::fs::File::create(ballast.join("blocks")).expect("a file can still be made");
         let mut piece_bytes = 1 << 20;
         while piece_bytes > 0 {
             // A full disk may take a part of a piece; what matters is that it takes no more.
@@ -47,6 +48,20 @@ impl SmallDisk {
                 piece_bytes /= 2;
             }
         }
+        ballast
+    }
+
+    /// Makes files without a byte in them until no more can be made.
+    fn use_up_inodes(&self) -> PathBuf {
+        let ballast = self.ballast();
+        let refused = (0..).find_map(|at| std::fs::File::create(ballast.join(format!("inode-{at}"))).err());
+        assert_eq!(refused.map(|error| error.kind()), Some(std::io::ErrorKind::StorageFull));
+        ballast
+    }
+
+    fn ballast(&self) -> PathBuf {
+        let ballast = self.mounted.join("ballast");
+        std::fs::create_dir(&ballast).expect("a directory can still be made");
         ballast
     }
 }
@@ -110,6 +125,15 @@ fn post_until_full(client: &mut Client, acknowledged: &mut Vec<String>) {
 
 #[test]
 fn a_really_full_disk_refuses_at_once_survives_a_kill_and_goes_on_when_there_is_room() {
+    is_waited_out(SmallDisk::fill);
+}
+
+#[test]
+fn a_disk_without_inodes_refuses_at_once_survives_a_kill_and_goes_on_when_there_are_some() {
+    is_waited_out(SmallDisk::use_up_inodes);
+}
+
+fn is_waited_out(fill: fn(&SmallDisk) -> PathBuf) {
     let Some(disk) = small_disk() else { return };
     let data_dir = disk.mounted.join("data");
     let daemon = Daemon::start(&data_dir, SETTINGS);
@@ -117,7 +141,7 @@ fn a_really_full_disk_refuses_at_once_survives_a_kill_and_goes_on_when_there_is_
     let mut acknowledged = Vec::new();
 
     // The log's spare is there already: it is used up before anybody hears of the full disk.
-    let ballast = disk.fill();
+    let ballast = fill(&disk);
     post_until_full(&mut client, &mut acknowledged);
     assert!(!acknowledged.is_empty(), "a prepared segment takes events on a full disk");
     assert_eq!(client.get("/livez").expect("answered").status, 200);
@@ -134,7 +158,7 @@ fn a_really_full_disk_refuses_at_once_survives_a_kill_and_goes_on_when_there_is_
     assert_eq!(client.get("/livez").expect("answered").status, 200);
 
     // Room again: it accepts without being told to, and the archive catches up.
-    std::fs::remove_file(ballast).expect("removed");
+    std::fs::remove_dir_all(ballast).expect("removed");
     eventually("the daemon to accept again", || (client.get("/readyz").ok()?.status == 200).then_some(()));
     let more = acknowledged.len() + 10;
     let refused = post_up_to(more, 20_000, &mut client, &mut acknowledged);
