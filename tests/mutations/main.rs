@@ -1,0 +1,142 @@
+//! Takes the mechanisms out of the program one at a time and sees that a test notices.
+//!
+//! `list.toml` has, for each fault of docs/RELIABILITY.md that it covers, the lines that stand against it, what is put in
+//! their place, and the test that must fail then. The real run compiles the program once a mutation, so it takes
+//! the better part of an hour and is not part of `cargo test`:
+//!
+//! ```text
+//! cargo test --test mutations -- --ignored --nocapture     (EVENTFLOW_MUTATIONS=archive for some of them)
+//! ```
+//!
+//! What is part of it: every mutation still applies, to exactly one place, and its test exists.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct List {
+    mutation: Vec<Mutation>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutation {
+    /// What goes wrong.
+    fault: String,
+    /// Where the mechanism is.
+    file: String,
+    /// Its text, which is there once.
+    takes: String,
+    /// What stands there instead.
+    puts: String,
+    /// The end of the test's path.
+    test: String,
+    /// The target the test is in: `lib`, or the name of an integration test.
+    target: String,
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn mutations() -> Vec<Mutation> {
+    let list: List =
+        toml::from_str(&read(&root().join("tests/mutations/list.toml"))).expect("a list of mutations");
+    list.mutation
+}
+
+/// All Rust sources below a directory, as one text.
+fn sources(dir: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(dir).expect("a directory of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            text += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &read(&path);
+        }
+    }
+    text
+}
+
+#[test]
+fn every_mutation_applies_to_one_place_and_its_test_exists_and_is_told_of() {
+    let all = sources(&root().join("src")) + &sources(&root().join("tests"));
+    let page = read(&root().join("docs/RELIABILITY.md"));
+    for Mutation { fault, file, takes, puts, test, .. } in mutations() {
+        assert_eq!(read(&root().join(&file)).matches(&takes).count(), 1, "{fault}: `{takes}` in {file}");
+        assert_ne!(takes, puts, "{fault}");
+        assert!(all.contains(&format!("fn {test}(")), "{fault}: no test `{test}`");
+        assert!(page.contains(&format!("`{test}`")), "{fault}: docs/RELIABILITY.md does not name `{test}`");
+    }
+}
+
+/// A copy of what is compiled, whose target directory is kept from run to run.
+fn copy() -> PathBuf {
+    fn copy_into(from: &Path, to: &Path) {
+        if from.is_dir() {
+            std::fs::create_dir_all(to).expect("a directory");
+            for entry in std::fs::read_dir(from).expect("a directory of sources") {
+                let entry = entry.expect("an entry");
+                copy_into(&entry.path(), &to.join(entry.file_name()));
+            }
+        } else if std::fs::read(to).ok() != Some(std::fs::read(from).expect("a readable file")) {
+            // Only what differs, so that cargo compiles no more than that.
+            std::fs::copy(from, to).expect("copied");
+        }
+    }
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations");
+    for entry in std::fs::read_dir(root()).expect("the project's directory") {
+        let name = entry.expect("an entry").file_name();
+        if !["target", ".git", "fuzz"].iter().any(|left_out| name == *left_out) {
+            copy_into(&root().join(&name), &copy.join(&name));
+        }
+    }
+    copy
+}
+
+/// Whether the test was run and failed; the end of what was printed.
+fn fails(copy: &Path, mutation: &Mutation) -> (bool, String) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(copy).args(["test", "--locked"]);
+    match mutation.target.as_str() {
+        "lib" => cargo.arg("--lib"),
+        target => cargo.args(["--test", target]),
+    };
+    let output = cargo.args(["--", &mutation.test]).output().expect("cargo runs");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let failed = said.lines().any(|line| line.ends_with(&format!("{} ... FAILED", mutation.test)));
+    let end = said.char_indices().rev().nth(3000).map_or(0, |(at, _)| at);
+    (failed, said[end..].to_owned())
+}
+
+#[test]
+#[ignore = "compiles the program once a mutation"]
+fn a_program_without_its_mechanism_fails_its_test() {
+    let wanted = std::env::var("EVENTFLOW_MUTATIONS").unwrap_or_default();
+    let copy = copy();
+    let mut missed = Vec::new();
+    let mut caught = 0;
+    for mutation in mutations().iter().filter(|mutation| mutation.fault.contains(&wanted)) {
+        let path = copy.join(&mutation.file);
+        let whole = read(&path);
+        std::fs::write(&path, whole.replacen(&mutation.takes, &mutation.puts, 1)).expect("written");
+        let (failed, said) = fails(&copy, mutation);
+        std::fs::write(&path, whole).expect("written");
+        println!("{} | {} | {}", if failed { "caught" } else { "MISSED" }, mutation.fault, mutation.test);
+        if failed {
+            caught += 1;
+        } else {
+            missed.push(format!("{}: {} said\n{said}", mutation.fault, mutation.test));
+        }
+    }
+    println!("{caught} caught, {} missed", missed.len());
+    assert!(missed.is_empty(), "{}", missed.join("\n\n"));
+    assert!(caught > 0, "no fault is named like EVENTFLOW_MUTATIONS");
+}
