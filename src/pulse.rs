@@ -11,12 +11,13 @@
 //! take long is an excuse with an end. No threads, no I/O; nothing here fails.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::waits::{AtomicU64, Mutex, MutexGuard, Notify};
 
 /// One loop's. Shared by the loop and by whoever watches it.
 #[derive(Debug, Default)]
@@ -77,7 +78,7 @@ impl Pulse {
         }
     }
 
-    fn until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
         // A single assignment cannot be left half done.
         self.excused_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,5 +149,37 @@ mod tests {
         drop(excuse);
         drop(pulse.excuse(Duration::MAX));
         assert!(!moves(&pulse).await);
+    }
+
+    #[cfg(feature = "schedules")]
+    mod schedules {
+        use std::sync::Arc;
+
+        use shuttle::future::block_on;
+        use shuttle::thread::spawn;
+
+        use super::*;
+        use crate::waits::explore;
+
+        fn questions_to_a_loop_that_moves() {
+            let (pulse, given) = (Arc::new(Pulse::default()), Arc::new([Notify::new(), Notify::new()]));
+            let (asked, work) = (Arc::clone(&pulse), Arc::clone(&given));
+            let moving = spawn(move || {
+                block_on(asked.while_waiting(work[0].notified()));
+                drop(asked.excuse(Duration::MAX));
+                block_on(asked.while_waiting(work[1].notified()));
+            });
+            let ask = |pulse: Arc<Pulse>| spawn(move || (0..2).for_each(|_| block_on(pulse.ask())));
+            let asking = [ask(Arc::clone(&pulse)), ask(pulse)];
+            given[0].notify_one();
+            asking.into_iter().for_each(|asking| asking.join().unwrap());
+            given[1].notify_one();
+            moving.join().unwrap();
+        }
+
+        #[test]
+        fn every_question_to_a_loop_that_moves_is_answered() {
+            explore(2000, questions_to_a_loop_that_moves);
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! What threads and tasks of queue and log wait on: locks, condition variables, atomics, notifications, timers.
+//! What threads and tasks wait on: locks, condition variables, atomics, notifications, timers.
 //!
 //! They are std's and tokio's. They are named here, and not where they are used, so that one build can put
 //! others in their place: with the feature `schedules` the library's own tests get those of a model checker,
-//! which decides at each of them who goes on, and knows when nobody can (`src/queue/embedded/tests/schedules.rs`).
+//! which decides at each of them who goes on, and knows when nobody can (`src/queue/embedded/tests/schedules.rs` and others).
 //! In every other build this is a list of names. No thread of its own, and nothing here that could fail.
 
 #[cfg(all(test, feature = "schedules"))]

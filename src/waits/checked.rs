@@ -15,9 +15,43 @@ use std::time::Duration;
 
 use shuttle::future::{spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 pub use shuttle::sync::atomic::{AtomicBool, AtomicU64};
 pub use shuttle::sync::{Mutex, MutexGuard};
+
+const SEED: u64 = 0x5eed;
+
+/// Runs a scenario under so many schedules, half of them with any thread next, half with few and long turns; panics
+/// with the first that does not end well.
+pub fn explore(schedules: usize, scenario: fn()) {
+    let explored = run(schedules, scenario, FailurePersistence::Print);
+    println!("{explored} schedules explored from seed {SEED:#x}");
+}
+
+/// Whether one of so many schedules does not end well.
+#[cfg(feature = "planted")]
+pub fn finds(schedules: usize, scenario: fn()) -> bool {
+    std::panic::catch_unwind(|| run(schedules, scenario, FailurePersistence::None)).is_err()
+}
+
+fn run(schedules: usize, scenario: fn(), failure: FailurePersistence) -> usize {
+    let mut config = Config::new();
+    config.stack_size = 1 << 20;
+    config.max_steps = MaxSteps::FailAfter(100_000);
+    config.silence_warnings = true;
+    config.failure_persistence = failure;
+    if let Ok(schedule) = std::env::var("EVENTFLOW_SCHEDULE") {
+        return Runner::new(ReplayScheduler::new_from_encoded(&schedule), config).run(scenario);
+    }
+    let half = schedules / 2;
+    let schedulers: [Box<dyn Scheduler + Send>; 2] = [
+        Box::new(RandomScheduler::new_from_seed(SEED, half)),
+        Box::new(PctScheduler::new_from_seed(SEED, 3, half)),
+    ];
+    schedulers.into_iter().map(|scheduler| Runner::new(scheduler, config.clone()).run(scenario)).sum()
+}
 
 /// One step in which another thread may come first.
 fn step(place: &AtomicBool) {

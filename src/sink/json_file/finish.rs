@@ -12,13 +12,14 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tracing::{error, info};
 
 use crate::disk::{Access, Disk, DiskFile};
 use crate::event::Micros;
+use crate::waits::{Condvar, Mutex, MutexGuard};
 
 use super::book::{Book, TEMPORARY, clear, remove_if_there};
 use super::catalog::{Catalog, CatalogFile};
@@ -465,5 +466,38 @@ impl Write for Appending<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "schedules"))]
+mod schedules {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use shuttle::thread::spawn;
+
+    use super::*;
+    use crate::waits::explore;
+
+    fn files_left_on_the_desk() {
+        const LONG: Duration = Duration::from_secs(60);
+        let (desk, done) = (Arc::new(Desk::default()), Arc::new(AtomicU64::new(0)));
+        let (at_work, doing) = (Arc::clone(&desk), Arc::clone(&done));
+        let background = spawn(move || {
+            while !at_work.is_closed() {
+                doing.store(at_work.state().finished_below, Ordering::Relaxed);
+                at_work.wait(LONG);
+            }
+        });
+        desk.hand_over(&[], 1);
+        desk.hand_over(&[], 2);
+        desk.wait_for_rest(LONG);
+        assert_eq!(done.load(Ordering::Relaxed), 2, "at rest with work to do");
+        desk.close();
+        background.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_left_on_the_desk_is_done_before_the_rest() {
+        explore(2000, files_left_on_the_desk);
     }
 }

@@ -39,7 +39,10 @@ const MODULES: &[Module] = &[
 ];
 
 /// Neighbours on one level that may know each other, one way.
-const SAME_LEVEL: &[(&str, &str, &str)] = &[("daemon", "telemetry", "the daemon sets up logs and counts")];
+const SAME_LEVEL: &[(&str, &str, &str)] = &[
+    ("daemon", "telemetry", "the daemon sets up logs and counts"),
+    ("pulse", "waits", "a question to a loop is a wake-up, and its answer another"),
+];
 
 /// Insides that only the named modules may reach into; everybody else uses the module's surface.
 const INSIDES: &[(&str, &[&str], &str)] = &[

@@ -9,41 +9,15 @@ use std::time::Duration;
 
 use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread::{JoinHandle, spawn, yield_now};
-use shuttle::{Config as Limits, FailurePersistence, MaxSteps, Runner};
 
 use crate::disk::simulated::{PagesAfter, Policy, Times};
 use crate::log::LogError;
 use crate::queue::{Fate, KeyOf, QueueError, Redrive, Selection};
+use crate::waits::explore;
 
 use super::*;
-
-const SEED: u64 = 0x5eed;
-
-/// Runs a scenario under so many schedules, half of them with any thread next, half with few and long turns.
-fn explore(schedules: usize, scenario: fn()) {
-    let explored = run(schedules, scenario, FailurePersistence::Print);
-    println!("{explored} schedules explored from seed {SEED:#x}");
-}
-
-fn run(schedules: usize, scenario: fn(), failure: FailurePersistence) -> usize {
-    let mut limits = Limits::new();
-    limits.stack_size = 1 << 20;
-    limits.max_steps = MaxSteps::FailAfter(100_000);
-    limits.silence_warnings = true;
-    limits.failure_persistence = failure;
-    if let Ok(schedule) = std::env::var("EVENTFLOW_SCHEDULE") {
-        return Runner::new(ReplayScheduler::new_from_encoded(&schedule), limits).run(scenario);
-    }
-    let half = schedules / 2;
-    let schedulers: [Box<dyn Scheduler + Send>; 2] = [
-        Box::new(RandomScheduler::new_from_seed(SEED, half)),
-        Box::new(PctScheduler::new_from_seed(SEED, 3, half)),
-    ];
-    schedulers.into_iter().map(|scheduler| Runner::new(scheduler, limits.clone()).run(scenario)).sum()
-}
 
 /// What a daemon would be, around one queue.
 struct Running {
@@ -253,15 +227,14 @@ fn nobody_sleeps_through_a_failed_sync() {
 /// The tests of this file can fail: a wake-up that is lost on purpose is found by one of them.
 #[cfg(feature = "planted")]
 mod planted {
-    use std::panic::catch_unwind;
-
     use crate::planted::{Mistake, plant};
+    use crate::waits::finds;
 
     use super::*;
 
     fn is_found(mistake: Mistake, scenario: fn()) {
         plant(Some(mistake));
-        let found = catch_unwind(|| run(2000, scenario, FailurePersistence::None)).is_err();
+        let found = finds(2000, scenario);
         plant(None);
         assert!(found, "{mistake:?} stays unnoticed");
         println!("{mistake:?} is found");
