@@ -111,6 +111,7 @@ fn fails(copy: &Path, mutation: &Mutation) -> (bool, String) {
     };
     let output = cargo.args(["--", &mutation.test]).output().expect("cargo runs");
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("error: could not compile"), "{}: {said}", mutation.fault);
     let failed = said.lines().any(|line| line.ends_with(&format!("{} ... FAILED", mutation.test)));
     let end = said.char_indices().rev().nth(3000).map_or(0, |(at, _)| at);
     (failed, said[end..].to_owned())
