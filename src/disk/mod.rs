@@ -100,6 +100,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// same file (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Suggests that these bytes, just written, be on their way to the disk while the caller goes on, so that
+    /// the sync that must follow has less to wait for. Promises nothing; what fails then, fails that sync.
+    fn begin_writeback(&self, position: u64, len: u64) {
+        let _ = (position, len);
+    }
+
     /// Reads until `buf` is full or the file ends; returns how much was read.
     fn read_full_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
         let mut filled = 0;

@@ -8,12 +8,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Access, DirEntry, Disk, DiskFile, EntryKind};
@@ -227,6 +228,12 @@ impl DiskFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn begin_writeback(&self, position: u64, len: u64) {
+        // Linux writes dirty pages out without waiting for them before it looks which of the range are clean and
+        // can be given up (mm/fadvise.c); these are not clean by then, so they stay in memory. A hint: its failure is none.
+        let _ = rustix::fs::fadvise(&self.file, position, NonZeroU64::new(len), Advice::DontNeed);
     }
 }
 

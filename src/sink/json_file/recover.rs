@@ -35,6 +35,8 @@ pub(super) struct OpenFile {
     pub path: PathBuf,
     /// At most [`TAIL_BYTES`].
     pub tail: Vec<u8>,
+    /// Something was written to it that is not synced.
+    pub is_written: bool,
 }
 
 /// Where the archive stands after a recovery.
@@ -116,7 +118,7 @@ pub(super) fn open_known(
     if read < tail.len() || crc32fast::hash(&tail) != file.tail_crc {
         return Ok(Err(Changed::Replaced));
     }
-    Ok(Ok(OpenFile { handle, path, tail }))
+    Ok(Ok(OpenFile { handle, path, tail, is_written: false }))
 }
 
 /// Says what an edited archive file means, once.
