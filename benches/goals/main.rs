@@ -7,7 +7,7 @@
 //! `EVENTFLOW_BENCH_SECONDS` (default 300) is about how long it may take; `EVENTFLOW_BENCH_DIR` is
 //! where it writes (default: the build's temporary directory, so that it is a disk and no tmpfs).
 //! `cargo bench --bench goals -- ready idle` runs only those parts: rounds, slow, ready, idle, overload,
-//! calls. `-- --load ADDRESS CONNECTIONS SECONDS` only makes load (0 connections: NDJSON over 16), for a
+//! calls; and `large`, which takes 12 GiB of disk and runs only when it is named. `-- --load ADDRESS CONNECTIONS SECONDS` only makes load (0 connections: NDJSON over 16), for a
 //! profile of whatever listens there.
 
 mod floor;
@@ -161,6 +161,9 @@ fn main() {
         let begun = Instant::now();
         part(&mut bench);
         println!("{name}: {:.0?}", begun.elapsed());
+    }
+    if arguments.iter().any(|part| part == "large") {
+        bench.ten_gib_waiting();
     }
     report::tell(&bench.figures, arguments.is_empty());
 }
@@ -321,6 +324,28 @@ impl Bench {
             let bytes: u64 = segments(&wal).map(|file| file.metadata().expect("there").len()).sum();
             self.figures.add("verified bytes", bytes as f64 / begun.elapsed().as_secs_f64());
         }
+        std::fs::remove_dir_all(&folder).expect("ours to remove");
+    }
+
+    /// How long a daemon with 10 GiB waiting takes to be ready after a kill, and with how much memory.
+    fn ten_gib_waiting(&mut self) {
+        let folder = self.folder.join("large");
+        let settings =
+            [SETTINGS, &[("EVENTFLOW_WAL__BUDGET", "12GiB"), ("EVENTFLOW_WAL__SPARES", "2")]].concat();
+        let mut daemon = Daemon::start(&folder, &settings);
+        pause(&daemon, true);
+        while daemon.status()["wal"]["bytes"].as_u64().is_none_or(|bytes| bytes < 10 << 30) {
+            self.ndjson(daemon.address, Duration::from_millis(500));
+        }
+        let waiting = next_offset(&daemon);
+        for _ in 0..ROUNDS {
+            daemon.kill();
+            let begun = Instant::now();
+            daemon = Daemon::start(&folder, &settings);
+            let (took, memory) = (begun.elapsed().as_secs_f64(), resident_bytes(daemon.process()) / 1e6);
+            println!("10 GiB in {waiting} events waiting: ready in {took:.3} s, {memory:.1} MB");
+        }
+        daemon.kill();
         std::fs::remove_dir_all(&folder).expect("ours to remove");
     }
 
