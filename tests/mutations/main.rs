@@ -83,8 +83,10 @@ fn copy() -> PathBuf {
         if from.is_dir() {
             std::fs::create_dir_all(to).expect("a directory");
             for entry in std::fs::read_dir(from).expect("a directory of sources") {
-                let entry = entry.expect("an entry");
-                copy_into(&entry.path(), &to.join(entry.file_name()));
+                let name = entry.expect("an entry").file_name();
+                if name != "target" && name != ".git" {
+                    copy_into(&from.join(&name), &to.join(&name));
+                }
             }
         } else if std::fs::read(to).ok() != Some(std::fs::read(from).expect("a readable file")) {
             // Only what differs, so that cargo compiles no more than that.
@@ -92,12 +94,7 @@ fn copy() -> PathBuf {
         }
     }
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations");
-    for entry in std::fs::read_dir(root()).expect("the project's directory") {
-        let name = entry.expect("an entry").file_name();
-        if !["target", ".git", "fuzz"].iter().any(|left_out| name == *left_out) {
-            copy_into(&root().join(&name), &copy.join(&name));
-        }
-    }
+    copy_into(&root(), &copy);
     copy
 }
 
