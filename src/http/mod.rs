@@ -439,6 +439,9 @@ pub async fn serve(listener: Listener, app: Arc<App>, limits: Limits, shutdown: 
     let (mut is_open, mut is_left) = (false, false);
     loop {
         tokio::select! {
+            // In this order: once it drains, a connection in a socket that was passed is left to whoever comes next,
+            // also when both are news at the same time.
+            biased;
             () = &mut recovered, if !is_open => is_open = true,
             () = app.reaches(State::Draining), if is_passed && !is_left => is_left = true,
             () = &mut shutdown, if listener.is_some() => {
