@@ -17,8 +17,6 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ConfigArgs, Exit, Failure, count};
@@ -26,7 +24,8 @@ use crate::config::{Config, SinkConfig};
 use crate::disk::RealDisk;
 use crate::log::{OfflineReader, Stream};
 use crate::sink::json_file::Options;
-use crate::sink::json_file::layout::Tree;
+use crate::sink::json_file::encoder::Encoder;
+use crate::sink::json_file::layout::{Form, Tree};
 
 use filter::Filter;
 use join::Join;
@@ -239,12 +238,13 @@ impl<W: Write> Output for Printer<W> {
 fn to_file(
     path: &Path,
     format: Format,
-    write: impl FnOnce(&mut Printer<Target>) -> Result<Tally, JoinError>,
+    write: impl FnOnce(&mut Printer<Encoder<File>>) -> Result<Tally, JoinError>,
 ) -> Result<Tally, JoinError> {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let partial = Partial(dir.join(format!(".{name}.{}.partial", std::process::id())));
-    let target = Target::create(&partial.0, path).map_err(JoinError::Output)?;
+    let target = File::create(&partial.0).and_then(|file| Encoder::new(form_of(path), file));
+    let target = target.map_err(JoinError::Output)?;
     let mut printer = Printer::new(target, format, true);
     let tally = write(&mut printer)?;
     let file = printer.finish()?.finish().map_err(JoinError::Output)?;
@@ -255,53 +255,12 @@ fn to_file(
     Ok(tally)
 }
 
-/// What is written to a file: as it is, or compressed as the ending of its name says.
-enum Target {
-    Plain(File),
-    Zstd(zstd::Encoder<'static, File>),
-    Gzip(GzEncoder<File>),
-}
-
-impl Target {
-    /// Makes the file at `path`, for one that will be called `name`.
-    fn create(path: &Path, name: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
-        Ok(match name.extension().and_then(|ending| ending.to_str()) {
-            Some("zst") => {
-                let mut encoder = zstd::Encoder::new(file, zstd::DEFAULT_COMPRESSION_LEVEL)?;
-                encoder.include_checksum(true)?;
-                Target::Zstd(encoder)
-            }
-            Some("gz") => Target::Gzip(GzEncoder::new(file, Compression::default())),
-            _ => Target::Plain(file),
-        })
-    }
-
-    /// Ends the compression and hands back the file.
-    fn finish(self) -> io::Result<File> {
-        match self {
-            Target::Plain(file) => Ok(file),
-            Target::Zstd(encoder) => encoder.finish(),
-            Target::Gzip(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl Write for Target {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Target::Plain(file) => file.write(bytes),
-            Target::Zstd(encoder) => encoder.write(bytes),
-            Target::Gzip(encoder) => encoder.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Target::Plain(file) => file.flush(),
-            Target::Zstd(encoder) => encoder.flush(),
-            Target::Gzip(encoder) => encoder.flush(),
-        }
+/// The form that the ending of a file's name asks for.
+fn form_of(path: &Path) -> Form {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("zst") => Form::Zstd,
+        Some("gz") => Form::Gzip,
+        _ => Form::Plain,
     }
 }
 

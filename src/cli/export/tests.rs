@@ -375,24 +375,9 @@ fn the_ending_of_its_name_says_how_a_file_is_compressed() {
 }
 
 fn entry(first: u64, last: u64, path: &Path) -> Entry {
-    Entry {
-        name: path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned(),
-        first_offset: first,
-        last_offset: last,
-        count: last - first + 1,
-        bytes: 1,
-        sha256: String::new(),
-        voids: vec![],
-        sparse: false,
-        covers_from: first,
-        first_time: accepted_at(first),
-        last_time: accepted_at(last),
-        content_bytes: 1,
-        content_crc32: 0,
-        removed: None,
-        reason: None,
-        files: 1,
-    }
+    let name = path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned();
+    let entry = Entry::unread(name, first, last, accepted_at(first));
+    Entry { bytes: 1, last_time: accepted_at(last), content_bytes: 1, ..entry }
 }
 
 #[test]

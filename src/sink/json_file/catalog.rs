@@ -100,25 +100,9 @@ mod tests {
     use super::*;
     use crate::disk::SimulatedDisk;
 
-    fn entry(name: &str, first_offset: u64, last_offset: u64) -> Entry {
-        Entry {
-            name: name.to_owned(),
-            first_offset,
-            last_offset,
-            count: last_offset - first_offset + 1,
-            bytes: 1,
-            sha256: "00".repeat(32),
-            voids: vec![],
-            sparse: false,
-            covers_from: first_offset,
-            first_time: Micros(3),
-            last_time: Micros(9),
-            content_bytes: 1,
-            content_crc32: 0,
-            removed: None,
-            reason: None,
-            files: 1,
-        }
+    fn entry(name: &str, first: u64, last: u64) -> Entry {
+        let entry = Entry::unread(name.to_owned(), first, last, Micros(3));
+        Entry { bytes: 1, sha256: "00".repeat(32), last_time: Micros(9), content_bytes: 1, ..entry }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::waits::{Condvar, Mutex, MutexGuard};
 
 use super::book::{Book, TEMPORARY, clear, remove_if_there};
 use super::catalog::{Catalog, CatalogFile};
+use super::encoder::Encoder;
 use super::examine::{Depth, Examined, examine};
 use super::layout::{ArchiveFile, FileReader, Form};
 use super::manifest::{Entry, Manifest};
@@ -413,35 +414,19 @@ fn squeeze(
     form: Form,
     is_stopped: &dyn Fn() -> bool,
 ) -> io::Result<Option<(u64, u32)>> {
-    let target = io::BufWriter::with_capacity(WRITE_BYTES, target);
+    let mut to = Encoder::new(form, io::BufWriter::with_capacity(WRITE_BYTES, target))?;
     let mut chunk = vec![0; WRITE_BYTES];
     let (mut length, mut crc) = (0, crc32fast::Hasher::new());
-    let mut pour = |to: &mut dyn Write| -> io::Result<bool> {
-        loop {
-            let read = source.read(&mut chunk)?;
-            if read == 0 || is_stopped() {
-                return Ok(read == 0);
-            }
-            length += read as u64;
-            crc.update(&chunk[..read]);
-            to.write_all(&chunk[..read])?;
+    let is_whole = loop {
+        let read = source.read(&mut chunk)?;
+        if read == 0 || is_stopped() {
+            break read == 0;
         }
+        length += read as u64;
+        crc.update(&chunk[..read]);
+        to.write_all(&chunk[..read])?;
     };
-    let is_whole = match form {
-        Form::Gzip => {
-            let mut to = flate2::write::GzEncoder::new(target, flate2::Compression::default());
-            let is_whole = pour(&mut to)?;
-            to.finish()?.flush()?;
-            is_whole
-        }
-        Form::Zstd | Form::Plain => {
-            let mut to = zstd::Encoder::new(target, zstd::DEFAULT_COMPRESSION_LEVEL)?;
-            to.include_checksum(true)?;
-            let is_whole = pour(&mut to)?;
-            to.finish()?.flush()?;
-            is_whole
-        }
-    };
+    to.finish()?.flush()?;
     Ok(is_whole.then(|| (length, crc.finalize())))
 }
 

@@ -132,6 +132,28 @@ impl Entry {
         })
     }
 
+    /// Of a file with an event at each of these offsets, all accepted at `at`, of whose bytes nothing is known.
+    pub(crate) fn unread(name: String, first_offset: u64, last_offset: u64, at: Micros) -> Self {
+        Self {
+            name,
+            first_offset,
+            last_offset,
+            count: last_offset - first_offset + 1,
+            bytes: 0,
+            sha256: String::new(),
+            voids: vec![],
+            sparse: false,
+            covers_from: first_offset,
+            first_time: at,
+            last_time: at,
+            content_bytes: 0,
+            content_crc32: 0,
+            removed: None,
+            reason: None,
+            files: 1,
+        }
+    }
+
     /// What there is to say of this file and the next one when both were removed, for the same reason, and
     /// no offset between them is unaccounted for.
     fn with(&self, next: &Entry) -> Option<Entry> {
@@ -352,23 +374,14 @@ mod tests {
     use super::*;
 
     fn entry(first: u64, last: u64) -> Entry {
+        let name = format!("2026/11/27/events-{first:020}.ndjson.zst");
         Entry {
-            name: format!("2026/11/27/events-{first:020}.ndjson.zst"),
-            first_offset: first,
-            last_offset: last,
-            count: last - first + 1,
             bytes: 1234,
             sha256: "0f".repeat(32),
-            voids: vec![],
-            sparse: false,
-            covers_from: first,
-            first_time: Micros(0),
             last_time: Micros(1_000_000),
             content_bytes: 9876,
             content_crc32: 0x1234,
-            removed: None,
-            reason: None,
-            files: 1,
+            ..Entry::unread(name, first, last, Micros(0))
         }
     }
 

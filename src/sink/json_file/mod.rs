@@ -42,6 +42,7 @@ mod background;
 mod book;
 pub mod catalog;
 mod copy;
+pub mod encoder;
 pub mod examine;
 mod finish;
 pub mod layout;
@@ -423,18 +424,15 @@ impl JsonFile {
         let handle = self.disk.create(&path).doing("creating", &path)?;
         self.disk.sync_dir(dir).doing("syncing", dir)?;
         debug!(sink = self.options.sink, path = %path.display(), "archive file begun");
-        Ok((file, OpenFile { handle, path, tail: Vec::new(), is_written: false }))
+        Ok((file, OpenFile { handle, path, tail: Vec::new() }))
     }
 
     /// Writes what is left in the buffer and syncs the file.
     fn flush(&mut self, at: &mut Position, mut open: Option<&mut OpenFile>) -> Result<(), Failure> {
         self.write_piece(at, open.as_deref_mut())?;
+        // A file is opened for a line, so there is something to sync.
         match open {
-            Some(open) if open.is_written && !planted::made(Mistake::CheckpointBeforeSync) => {
-                recover::sync(open)?;
-                open.is_written = false;
-                Ok(())
-            }
+            Some(open) if !planted::made(Mistake::CheckpointBeforeSync) => recover::sync(open),
             _ => Ok(()),
         }
     }
@@ -445,7 +443,6 @@ impl JsonFile {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        open.is_written = true;
         open.handle.write_all_at(&self.buffer, file.length).doing("writing", &open.path)?;
         if self.buffer.len() >= PIECE_BYTES {
             open.handle.begin_writeback(file.length, self.buffer.len() as u64);

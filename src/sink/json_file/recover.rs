@@ -35,8 +35,6 @@ pub(super) struct OpenFile {
     pub path: PathBuf,
     /// At most [`TAIL_BYTES`].
     pub tail: Vec<u8>,
-    /// Something was written to it that is not synced.
-    pub is_written: bool,
 }
 
 /// Where the archive stands after a recovery.
@@ -118,7 +116,7 @@ pub(super) fn open_known(
     if read < tail.len() || crc32fast::hash(&tail) != file.tail_crc {
         return Ok(Err(Changed::Replaced));
     }
-    Ok(Ok(OpenFile { handle, path, tail, is_written: false }))
+    Ok(Ok(OpenFile { handle, path, tail }))
 }
 
 /// Says what an edited archive file means, once.

@@ -158,27 +158,8 @@ fn lost(entry: Entry, now: Micros) -> Entry {
 fn gap(path: &Path, options: &Options, offsets: std::ops::Range<u64>, now: Micros) -> Entry {
     let dir = path.strip_prefix(&options.tree.root).ok().and_then(Path::parent).unwrap_or(Path::new("lost"));
     let dir = if dir.as_os_str().is_empty() { Path::new("lost") } else { dir };
-    lost(
-        Entry {
-            name: format!("{}/events-{:020}.ndjson", dir.display(), offsets.start),
-            first_offset: offsets.start,
-            last_offset: offsets.end - 1,
-            count: offsets.end - offsets.start,
-            bytes: 0,
-            sha256: String::new(),
-            voids: vec![],
-            sparse: false,
-            covers_from: offsets.start,
-            first_time: now,
-            last_time: now,
-            content_bytes: 0,
-            content_crc32: 0,
-            removed: None,
-            reason: None,
-            files: 1,
-        },
-        now,
-    )
+    let name = format!("{}/events-{:020}.ndjson", dir.display(), offsets.start);
+    lost(Entry::unread(name, offsets.start, offsets.end - 1, now), now)
 }
 
 /// Copies a changed file into quarantine, writes its intact lines into a new plain one and lists that.
