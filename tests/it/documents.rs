@@ -8,7 +8,8 @@ use eventflow::config::Config;
 
 use crate::tidy;
 
-fn root(file: &str) -> String {
+/// A file of the project.
+pub fn root(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

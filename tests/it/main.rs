@@ -17,6 +17,7 @@ mod index;
 mod kill;
 mod layout;
 mod metrics;
+mod mutations;
 mod openapi;
 mod outage;
 mod power;

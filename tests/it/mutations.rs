@@ -1,11 +1,11 @@
 //! Takes the mechanisms out of the program one at a time and sees that a test notices.
 //!
-//! `list.toml` has, for each fault of docs/RELIABILITY.md that it covers, the lines that stand against it, what is put in
+//! `mutations/list.toml` has, for each fault of docs/RELIABILITY.md that it covers, the lines that stand against it, what is put in
 //! their place, and the test that must fail then. The real run compiles the program once a mutation, so it takes
 //! the better part of an hour and is not part of `cargo test`:
 //!
 //! ```text
-//! cargo test --test mutations -- --ignored --nocapture     (EVENTFLOW_MUTATIONS=archive for some of them)
+//! cargo test --test it -- --ignored --nocapture mutations     (EVENTFLOW_MUTATIONS=archive for some of them)
 //! ```
 //!
 //! What is part of it: every mutation still applies, to exactly one place, and its test exists.
@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Deserialize;
+
+use crate::documents::root;
+use crate::tidy;
 
 #[derive(Deserialize)]
 struct List {
@@ -37,42 +40,22 @@ struct Mutation {
     target: String,
 }
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 fn mutations() -> Vec<Mutation> {
-    let list: List =
-        toml::from_str(&read(&root().join("tests/mutations/list.toml"))).expect("a list of mutations");
+    let list: List = toml::from_str(&root("tests/it/mutations/list.toml")).expect("a list of mutations");
     list.mutation
-}
-
-/// All Rust sources below a directory, as one text.
-fn sources(dir: &Path) -> String {
-    let mut text = String::new();
-    for entry in std::fs::read_dir(dir).expect("a directory of sources") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            text += &sources(&path);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            text += &read(&path);
-        }
-    }
-    text
 }
 
 #[test]
 fn every_mutation_applies_to_one_place_and_its_test_exists_and_is_told_of() {
-    let all = sources(&root().join("src")) + &sources(&root().join("tests"));
-    let page = read(&root().join("docs/RELIABILITY.md"));
+    let sources = [tidy::sources("src"), tidy::sources("tests")].concat();
+    let page = root("docs/RELIABILITY.md");
     for Mutation { fault, file, takes, puts, test, .. } in mutations() {
-        assert_eq!(read(&root().join(&file)).matches(&takes).count(), 1, "{fault}: `{takes}` in {file}");
+        assert_eq!(root(&file).matches(&takes).count(), 1, "{fault}: `{takes}` in {file}");
         assert_ne!(takes, puts, "{fault}");
-        assert!(all.contains(&format!("fn {test}(")), "{fault}: no test `{test}`");
+        assert!(
+            sources.iter().any(|source| source.text.contains(&format!("fn {test}("))),
+            "{fault}: no test `{test}`"
+        );
         assert!(page.contains(&format!("`{test}`")), "{fault}: docs/RELIABILITY.md does not name `{test}`");
     }
 }
@@ -94,7 +77,7 @@ fn copy() -> PathBuf {
         }
     }
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations");
-    copy_into(&root(), &copy);
+    copy_into(Path::new(env!("CARGO_MANIFEST_DIR")), &copy);
     copy
 }
 
@@ -123,7 +106,7 @@ fn a_program_without_its_mechanism_fails_its_test() {
     let mut caught = 0;
     for mutation in mutations().iter().filter(|mutation| mutation.fault.contains(&wanted)) {
         let path = copy.join(&mutation.file);
-        let whole = read(&path);
+        let whole = std::fs::read_to_string(&path).expect("a source");
         std::fs::write(&path, whole.replacen(&mutation.takes, &mutation.puts, 1)).expect("written");
         let (failed, said) = fails(&copy, mutation);
         std::fs::write(&path, whole).expect("written");
