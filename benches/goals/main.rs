@@ -306,10 +306,9 @@ impl Bench {
                 self.ndjson(daemon.address, Duration::from_millis(100));
             }
             for _ in 0..ROUNDS {
-                daemon.kill();
-                let begun = Instant::now();
-                daemon = Daemon::start(&folder, SETTINGS);
-                self.figures.add(format!("ready {millions}M"), begun.elapsed().as_secs_f64());
+                let took;
+                (daemon, took) = killed_and_ready(daemon, &folder, SETTINGS);
+                self.figures.add(format!("ready {millions}M"), took);
                 self.figures.add(format!("memory {millions}M"), resident_bytes(daemon.process()));
             }
         }
@@ -339,10 +338,9 @@ impl Bench {
         }
         let waiting = next_offset(&daemon);
         for _ in 0..ROUNDS {
-            daemon.kill();
-            let begun = Instant::now();
-            daemon = Daemon::start(&folder, &settings);
-            let (took, memory) = (begun.elapsed().as_secs_f64(), resident_bytes(daemon.process()) / 1e6);
+            let took;
+            (daemon, took) = killed_and_ready(daemon, &folder, &settings);
+            let memory = resident_bytes(daemon.process()) / 1e6;
             println!("10 GiB in {waiting} events waiting: ready in {took:.3} s, {memory:.1} MB");
         }
         daemon.kill();
@@ -442,6 +440,14 @@ fn prepared(data_dir: &Path) -> Daemon {
         (wal >= PREPARED_BYTES).then_some(())
     });
     daemon
+}
+
+/// Kills a daemon and starts it again; how many seconds it took to be ready.
+fn killed_and_ready(daemon: Daemon, folder: &Path, settings: &[(&str, &str)]) -> (Daemon, f64) {
+    daemon.kill();
+    let begun = Instant::now();
+    let daemon = Daemon::start(folder, settings);
+    (daemon, begun.elapsed().as_secs_f64())
 }
 
 fn pause(daemon: &Daemon, paused: bool) {
